@@ -1,0 +1,56 @@
+# Everything a user or CI runs. `make help` lists it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Another package index for torch, for builds that the default index does not have (CPU only, another CUDA).
+TORCH_INDEX ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
+INSTALL_FAILED = { echo "The installation failed: read the message above, check the network and the free disk space, and run make again."; exit 1; }
+
+.DEFAULT_GOAL := help
+.PHONY: help venv train serve test check clean
+
+help: ## List these verbs
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(VENV)/.serve ## Make .venv with what serving and training need
+
+train: venv ## Train both models: a new version of each in model_store
+	@$(BIN)/python -m train
+
+serve: venv ## Train what model_store lacks, then serve on 127.0.0.1:5001
+	@$(BIN)/python -m train --missing
+	@exec $(BIN)/gunicorn
+
+test: $(VENV)/.develop ## Run every test, with branch coverage
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/.develop ## Lint and check types
+	@$(BIN)/flake8
+	@$(BIN)/isort --check --quiet .
+	@$(BIN)/mypy --no-error-summary
+
+clean: ## Remove .venv, caches and what tests left; keep data and model_store
+	@rm -rf $(VENV) .mypy_cache .pytest_cache .coverage .coverage.* *.egg-info build dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "servekit needs Python 3.11 or newer, and $(PYTHON) is not. Install one and name it: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) || \
+	  { echo "No virtual environment could be made with $(PYTHON). On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@touch $@
+
+$(VENV)/.serve: $(VENV)/.made setup.cfg pyproject.toml constraints.txt
+	@echo "Installing what serving and training need into $(VENV) (the first time takes minutes) ..."
+	@test -z "$(TORCH_INDEX)" || $(PIP) --index-url "$(TORCH_INDEX)" torch || $(INSTALL_FAILED)
+	@$(PIP) --editable '.[train]' || $(INSTALL_FAILED)
+	@touch $@
+
+$(VENV)/.develop: $(VENV)/.serve
+	@echo "Installing what tests and checks need into $(VENV) ..."
+	@$(PIP) --editable '.[train,test,check]' || $(INSTALL_FAILED)
+	@touch $@

@@ -1,0 +1,30 @@
+"""Gunicorn's settings; `GUNICORN_CMD_ARGS` and the command line win over them, as Gunicorn documents."""
+
+import os
+
+from servekit.config import usable_cores
+from servekit.hooks import Logger, child_exit, on_exit, on_starting, post_fork, post_worker_init  # noqa: F401
+from servekit.logs import ACCESS_FORMAT
+
+wsgi_app = "wsgi:app"
+bind = "127.0.0.1:5001"  # loopback: whoever opens it to a network decides so
+
+# One worker a core with one thread of arithmetic each: more of either fight for the same cores.
+workers = int(os.environ.get("WEB_CONCURRENCY") or usable_cores())
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# Threads read and write while the network computes, so that health is answered and one slow client holds up no other.
+worker_class = "gthread"
+threads = 8
+
+timeout = 30  # a worker whose loop is silent for so long is replaced
+graceful_timeout = 25  # below the 30 s after which orchestrators kill
+keepalive = 5
+
+worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None  # a heartbeat on a busy disk can be late
+control_socket_disable = True  # its default path is shared by every Gunicorn of a user
+
+logger_class = Logger
+accesslog = "-"
+access_log_format = ACCESS_FORMAT

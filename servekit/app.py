@@ -1,0 +1,29 @@
+"""The application factory: the table of contents of the server."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Flask
+
+from servekit import ext, metrics, middleware
+from servekit.blueprints import linear, mnist, ops, predict
+from servekit.config import Settings
+from servekit.repository import Repository
+
+
+def create_app(overrides: Mapping[str, Any] | None = None) -> Flask:
+    """Return the application with every model loaded; `overrides` are settings that win over `SERVEKIT_*`.
+
+    Raises StartupError, whose message names the file or setting and the remedy.
+    """
+    settings = Settings.from_environ(os.environ, overrides)
+    repository = Repository.load(settings.model_store)
+
+    app = Flask("servekit", static_folder=None)
+    ext.init_app(app, settings, repository)
+    metrics.init_app(app)
+    for blueprint in (predict.bp, linear.bp, mnist.bp, ops.bp):
+        app.register_blueprint(blueprint)
+    app.wsgi_app = middleware.stack(app.wsgi_app, settings)  # type: ignore[assignment,method-assign]
+    return app

@@ -1,0 +1,1 @@
+"""Blueprints: one contract a file, its `Blueprint` called `bp`; none imports another."""

@@ -1,0 +1,67 @@
+"""The digit classifier: a picture in, a digit out."""
+
+from typing import Any
+
+from flask import Blueprint
+
+from servekit import ext
+from servekit.codecs import decode_base64
+from servekit.errors import InvalidInput
+from servekit.payload import Payload, Upload
+from servekit.tensors import Tensors, bytes_tensor
+
+bp = Blueprint("mnist", __name__)
+
+
+@bp.post("/mnist/predict")
+def predict() -> dict[str, Any]:
+    """Classify one PNG or JPEG: multipart `file`, a raw image body, or JSON `{"image": "<base64>"}`.
+
+    Answers `{"predicted_class": 7, "confidence": 0.99, "probabilities": [...]}`. 400 for what is no such image or too
+    large, 504 past the deadline.
+    """
+    content = read_image(ext.payload())
+    answer = ext.repository().get("mnist").predict({"image": bytes_tensor([content])}, ext.deadline())
+    return {name: answer[name][0].tolist() for name in ("predicted_class", "confidence", "probabilities")}
+
+
+@bp.post("/predict/batch")
+@bp.post("/mnist/predict/batch")
+def predict_batch() -> dict[str, Any]:
+    """Classify many images, multipart `files` sent several times, in one pass of the network.
+
+    Answers `{"predictions": [{"file", "predicted_class", "confidence"}, ...]}` in their order; a file that cannot be
+    read has `{"file", "error"}` in its place. 400 without files, 413 for more than 1000.
+    """
+    members = ext.payload().all("files")
+    if not members:
+        raise InvalidInput("There are no files; send them as multipart, with curl: -F files=@a.png -F files=@b.png")
+    uploads = [member if isinstance(member, Upload) else Upload(None, b"") for member in members]
+    images = [{"image": bytes_tensor([upload.content])} for upload in uploads]
+    answers = ext.repository().get("mnist").predict_each(images, ext.deadline())
+    return {"predictions": [describe(upload, answer) for upload, answer in zip(uploads, answers, strict=True)]}
+
+
+def read_image(payload: Payload) -> bytes:
+    """Return the encoded image that `payload` carries; raise InvalidInput."""
+    file, image = payload.one("file"), payload.one("image")
+    if file is not None and image is not None:
+        raise InvalidInput("There are two images; send either file or image.")
+    if isinstance(file, Upload):
+        return file.content
+    if isinstance(image, str):
+        return decode_base64(image)
+    if file is not None:
+        raise InvalidInput("file is text, not a file; with curl write -F file=@digit.png")
+    raise InvalidInput('There is no image; send one as multipart file, as a raw body, or as JSON {"image": "<base64>"}.')
+
+
+def describe(upload: Upload, answer: Tensors | InvalidInput) -> dict[str, Any]:
+    """Return the entry of one file in the answer of a batch."""
+    if isinstance(answer, InvalidInput):
+        return {"file": upload.filename, "error": str(answer)}
+    return {
+        "file": upload.filename,
+        "predicted_class": answer["predicted_class"][0].item(),
+        "confidence": answer["confidence"][0].item(),
+    }

@@ -1,0 +1,81 @@
+"""Text and bytes from a request into values, and strictly: what is doubtful is refused with a sentence.
+
+Pure functions; none of them knows HTTP.
+"""
+
+import base64
+import json
+import math
+import re
+from typing import Any
+
+from servekit.errors import InvalidInput
+
+MAX_JSON_DEPTH = 100  # deeper is no honest request, and a recursive parser pays for it
+
+_DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_JSON_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_FLOAT32_MAX = 3.4028234663852886e38
+
+
+def parse_json(body: bytes) -> Any:
+    """Parse a JSON body; raise InvalidInput for what RFC 8259 does not allow, a name given twice, or deep nesting."""
+    if _depth(body) > MAX_JSON_DEPTH:
+        raise InvalidInput(f"The JSON is nested too deep; at most {MAX_JSON_DEPTH} levels are read.")
+    try:
+        return json.loads(body, parse_constant=_refuse_constant, object_pairs_hook=_unique_members)
+    except ValueError:  # bad JSON, bad UTF-8, or an integer of thousands of digits
+        raise InvalidInput("The body is not valid JSON.") from None
+
+
+def parse_number(text: str) -> float:
+    """Parse a decimal number as a person writes it ("5", "-1.5e3"); raise InvalidInput for anything else.
+
+    Python's own `float` reads "1_000", "nan" and digits of other scripts too; none of them is meant by a client.
+    """
+    if not _DECIMAL.fullmatch(text.strip()):
+        raise InvalidInput("The value is not a number; send digits such as 5 or -1.5.")
+    return finite(float(text))
+
+
+def finite(number: float) -> float:
+    """Return `number` as a float if a float32 can hold it; raise InvalidInput for infinities, nan and huge ones."""
+    try:
+        number = float(number)
+    except OverflowError:  # a huge integer of JSON
+        number = math.inf
+    if not abs(number) <= _FLOAT32_MAX:
+        raise InvalidInput("The value is too large or not finite; send a number between -3.4e38 and 3.4e38.")
+    return number
+
+
+def decode_base64(text: str) -> bytes:
+    """Decode standard base64 (RFC 4648, section 4), with or without line breaks; raise InvalidInput otherwise."""
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except ValueError:
+        raise InvalidInput("The text is not valid base64.") from None
+
+
+def _depth(body: bytes) -> int:
+    if body.count(b"[") + body.count(b"{") <= MAX_JSON_DEPTH:
+        return 0  # too few brackets to be deep: the usual case costs two scans
+    depth = deepest = 0
+    for byte in _JSON_STRING.sub(b"", body):
+        if byte in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif byte in b"]}":
+            depth -= 1
+    return deepest
+
+
+def _refuse_constant(name: str) -> None:
+    raise InvalidInput(f"The JSON holds {name}, which is not a number of JSON.")
+
+
+def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise InvalidInput("The JSON gives the same name twice; send each once.")
+    return members

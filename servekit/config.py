@@ -1,0 +1,119 @@
+"""Every setting of servekit: defaults here, then `SERVEKIT_*` variables, then what a test hands in.
+
+Standard library only: `gunicorn.conf.py` reads this module in the master process, which loads nothing that starts
+threads.
+"""
+
+import dataclasses
+import difflib
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from servekit.errors import SettingError
+
+PREFIX = "SERVEKIT_"
+LOG_FORMATS = ("text", "json")
+_ROOT = Path("/")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The settings of one server; a field `model_store` is the variable `SERVEKIT_MODEL_STORE`."""
+
+    model_store: Path = Path("model_store")  # <name>/<version>/ folders, written by train/
+    data_dir: Path = Path("data/mnist")  # where train/ looks for MNIST's four files
+    max_body_bytes: int = 25 * 2**20  # 25 MiB: a thousand scanned digits, and a bound on memory
+    deadline_seconds: float = 30.0  # a request that has waited this long gets 504: its client has given up
+    log_format: str = "text"  # "json" for one object a line, as log collectors want it
+
+    def __post_init__(self) -> None:
+        _require(self.max_body_bytes > 0, "max_body_bytes", "a number of bytes above 0")
+        positive = self.deadline_seconds > 0 and math.isfinite(self.deadline_seconds)
+        _require(positive, "deadline_seconds", "a number of seconds above 0")
+        _require(self.log_format in LOG_FORMATS, "log_format", "one of: " + ", ".join(LOG_FORMATS))
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None) -> "Settings":
+        """Read `SERVEKIT_*` from `environ`; `overrides` (by field name) win over it.
+
+        Raises SettingError for an unknown variable, naming the nearest one, and for a value that cannot be read.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        for variable in sorted(environ):
+            if not variable.startswith(PREFIX):
+                continue
+            name = variable.removeprefix(PREFIX).lower()
+            if name not in fields:
+                raise SettingError(unknown_name("setting", variable, (PREFIX + field.upper() for field in fields), PREFIX))
+            values[name] = _read(name, type(fields[name].default), environ[variable])
+        return cls(**{**values, **(overrides or {})})
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return the sentence for a `kind` of thing that does not exist: it names the nearest one, or all of them.
+
+    All begin with `prefix`, which therefore says nothing about nearness.
+    """
+    known = sorted(known)
+    nearest = difflib.get_close_matches(name.removeprefix(prefix), [each.removeprefix(prefix) for each in known], n=1)
+    hint = f"did you mean {prefix}{nearest[0]}?" if nearest else "there are: " + ", ".join(known)
+    return f"Unknown {kind} {name}; {hint}"
+
+
+def usable_cores(root: Path = _ROOT) -> int:
+    """Return how many cores this process may really use: its affinity, cut by the quota of its control group.
+
+    `root` is where /proc and /sys are looked for. At least 1; a quota of 1.5 cores counts as 2, so that none is idle.
+    """
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([affinity, *_cgroup_quotas(root)]))
+
+
+def _require(condition: bool, name: str, wanted: str) -> None:
+    if not condition:
+        raise SettingError(f"{PREFIX}{name.upper()} must be {wanted}.")
+
+
+def _read(name: str, kind: type, text: str) -> Any:
+    _require(text.strip() != "", name, "given a value or left unset")
+    if issubclass(kind, Path):
+        return Path(text)
+    try:
+        return float(text) if kind is float else int(text) if kind is int else text
+    except ValueError:
+        raise SettingError(f"{PREFIX}{name.upper()} must be a number.") from None
+
+
+def _cgroup_quotas(root: Path) -> list[int]:
+    """Return the core quotas of this process's control group and its parents (cgroup v2, then v1), rounded up."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not Linux
+        return []
+    quotas = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # In a container the path may be that of the host; the mount's own root then holds the quota.
+        base = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        group = base / path.lstrip("/")
+        for folder in [group, *group.parents]:
+            if folder.is_relative_to(base):
+                quotas += _quota_of(folder)
+    return quotas
+
+
+def _quota_of(folder: Path) -> list[int]:
+    for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+        try:
+            words = " ".join((folder / name).read_text() for name in names).split()
+        except OSError:
+            continue
+        if words[0] not in ("max", "-1"):
+            return [math.ceil(int(words[0]) / int(words[1]))]
+    return []

@@ -1,0 +1,72 @@
+"""The torch engine: a state dict (`model.pth`) in the network that `model.json` names, in eager mode."""
+
+import io
+import pickle
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from servekit.errors import ModelLoadError
+from servekit.spec import FILE_NAME, RETRAIN, ModelSpec, read_file, resolve
+from servekit.tensors import Tensors
+
+WEIGHTS = "model.pth"
+
+
+class TorchEngine:
+    """Runs the network of a version folder on the GPU if there is one, else on one thread of the CPU."""
+
+    def __init__(self, folder: Path, spec: ModelSpec) -> None:
+        """Load and check the weights; raise ModelLoadError naming the file and the remedy."""
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        # The workers share the cores out among themselves: threads of one would only fight those of the others.
+        torch.set_num_threads(1)
+        self._inputs = [tensor.name for tensor in spec.inputs]
+        self._outputs = [tensor.name for tensor in spec.outputs]
+        self._network = _load_network(folder, spec).to(self.device).eval().requires_grad_(False)
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        """Return the outputs of the network, in main memory; raise MemoryError when there was none left."""
+        try:
+            with torch.inference_mode():
+                arguments = [torch.from_numpy(tensors[name]).to(self.device) for name in self._inputs]
+                outputs = self._network(*arguments)
+                outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+                arrays = [output.cpu().numpy() for output in outputs]
+        except RuntimeError as error:
+            # The CPU allocator has no exception of its own; the words are those of torch's c10/core/impl/alloc_cpu.cpp.
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise MemoryError(str(error)) from error
+            raise
+        return dict(zip(self._outputs, arrays, strict=True))
+
+
+def _load_network(folder: Path, spec: ModelSpec) -> torch.nn.Module:
+    state = _read_state(folder, spec)
+    try:
+        network = resolve(spec.network)()
+        if not isinstance(network, torch.nn.Module):
+            raise TypeError("it is not a torch.nn.Module")
+    except Exception as error:  # the constructor is the user's code, which may fail in any way
+        raise ModelLoadError(f"{folder / FILE_NAME}: the network {spec.network} cannot be made: {error}.") from error
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = textwrap.shorten(str(error), 300)
+        raise ModelLoadError(f"{folder / WEIGHTS} does not fit the network {spec.network} ({reason}); {RETRAIN}.") from error
+    return network
+
+
+def _read_state(folder: Path, spec: ModelSpec) -> Mapping[str, Any]:
+    content = read_file(folder, spec, WEIGHTS)
+    try:
+        # weights_only: tensors and plain containers; a pickle that would run code is refused.
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise ModelLoadError(f"{folder / WEIGHTS} holds no state dict that can be read safely; {RETRAIN}.") from error
+    if not isinstance(state, Mapping):
+        raise ModelLoadError(f"{folder / WEIGHTS} holds no state dict; save network.state_dict() and try again.")
+    return state

@@ -1,0 +1,87 @@
+"""Every error that servekit raises on purpose.
+
+    ServekitError
+    ├── StartupError              the server refuses to start
+    │   ├── SettingError          an unknown or impossible setting
+    │   └── ModelLoadError        a model folder that cannot be served
+    └── RequestError              a request gets no prediction
+        ├── InvalidInput          400  what was sent cannot be understood
+        ├── ModelNotFound         404  no such model or version is loaded
+        ├── PayloadTooLarge       413  the body or the batch is over a limit
+        ├── UnsupportedMediaType  415  a content type that no one reads here
+        ├── NotReady              503  nothing can be predicted yet
+        ├── OutOfMemory           503  try again when others are done
+        └── DeadlineExceeded      504  the request waited too long
+
+A message is one sentence that says what to do. The message of a `RequestError` is sent to the client, so it holds no
+path, no traceback and nothing of the payload; a `StartupError` is read by the operator and names the file.
+"""
+
+from http import HTTPStatus
+
+
+class ServekitError(Exception):
+    """The base of the tree; catch it to catch all that servekit raises on purpose."""
+
+
+class StartupError(ServekitError):
+    """The server cannot start; the message names the file or setting and the remedy."""
+
+
+class SettingError(StartupError):
+    """A setting that does not exist or whose value cannot be used."""
+
+
+class ModelLoadError(StartupError):
+    """A model folder that is missing, damaged, or does not fit its network."""
+
+
+class RequestError(ServekitError):
+    """A request that gets no prediction; `status` is the HTTP status of the answer."""
+
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    retry_after: int | None = None  # seconds, sent as the Retry-After header
+
+
+class InvalidInput(RequestError):
+    """What was sent cannot be understood; the message says what would be."""
+
+    status = HTTPStatus.BAD_REQUEST
+
+
+class ModelNotFound(RequestError):
+    """No such model, or no such version of it, is loaded."""
+
+    status = HTTPStatus.NOT_FOUND
+
+
+class PayloadTooLarge(RequestError):
+    """The body, or the number of files in it, is over the limit."""
+
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+
+class UnsupportedMediaType(RequestError):
+    """The content type is none of those that the route reads."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+
+
+class NotReady(RequestError):
+    """No prediction can be made yet."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    retry_after = 1
+
+
+class OutOfMemory(RequestError):
+    """There was no memory for this request; the server goes on."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    retry_after = 1
+
+
+class DeadlineExceeded(RequestError):
+    """The request waited past its deadline and was not run."""
+
+    status = HTTPStatus.GATEWAY_TIMEOUT

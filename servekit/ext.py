@@ -1,0 +1,97 @@
+"""The one seam to Flask: where views find the models, the deadline and what a client sent, and how errors look."""
+
+import logging
+from http import HTTPStatus
+from typing import cast
+
+from flask import Flask, Response, current_app, g, jsonify, request
+from werkzeug.exceptions import HTTPException
+
+from servekit.config import Settings
+from servekit.errors import OutOfMemory, RequestError
+from servekit.middleware import DEADLINE, ROUTE
+from servekit.payload import MAX_PARTS, BodyInMemory, Payload, read_payload
+from servekit.repository import Repository
+
+log = logging.getLogger(__name__)
+
+_KEY = "servekit"
+_SENTENCES = {
+    HTTPStatus.NOT_FOUND: "There is nothing at this address; the routes are listed in docs/http.md.",
+    HTTPStatus.METHOD_NOT_ALLOWED: "This address does not take that method; the Allow header lists those it takes.",
+    HTTPStatus.BAD_REQUEST: "The request cannot be understood.",
+}
+
+
+def init_app(app: Flask, settings: Settings, repository: Repository) -> None:
+    """Give `app` its models, its limits and the one shape of its errors."""
+    app.extensions[_KEY] = repository
+    app.request_class = BodyInMemory
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # members keep the order that docs/http.md shows
+    app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = settings.max_body_bytes
+    app.config["MAX_FORM_PARTS"] = MAX_PARTS
+    app.before_request(_note_route)
+    app.register_error_handler(RequestError, _render)
+    app.register_error_handler(HTTPException, _render_http)
+    app.register_error_handler(MemoryError, _render_out_of_memory)
+    app.register_error_handler(Exception, _render_unexpected)
+
+
+def repository() -> Repository:
+    """Return the models of this worker."""
+    return cast(Repository, current_app.extensions[_KEY])
+
+
+def deadline() -> float:
+    """Return the time of the monotonic clock, in seconds, until which the current request may wait."""
+    return cast(float, request.environ[DEADLINE])
+
+
+def payload() -> Payload:
+    """Return what the current request carries, read on first use; raise as `read_payload` does."""
+    if "payload" not in g:
+        g.payload = read_payload(request)
+    return cast(Payload, g.payload)
+
+
+def error_response(message: str, status: int, retry_after: int | None = None) -> Response:
+    """Return `{"error": message}` with its status, and how many seconds to wait before trying again."""
+    response = jsonify(error=message)
+    response.status_code = status
+    if retry_after is not None:
+        response.headers["Retry-After"] = str(retry_after)
+    return response
+
+
+def _note_route() -> None:
+    if request.url_rule is not None:
+        request.environ[ROUTE] = request.url_rule.rule
+
+
+def _render(error: RequestError) -> Response:
+    return error_response(str(error), error.status, error.retry_after)
+
+
+def _render_http(error: HTTPException) -> Response:
+    """Answer an error that Flask or Werkzeug raised, with its headers (Allow, for one) but in our form."""
+    status = HTTPStatus(error.code or HTTPStatus.INTERNAL_SERVER_ERROR)
+    message = _SENTENCES.get(status, f"{status.phrase}.")
+    if status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        limit = current_app.config["MAX_CONTENT_LENGTH"]
+        message = f"The request is too large; at most {limit} bytes and {MAX_PARTS} files are read."
+    response = error_response(message, status)
+    for name, value in error.get_headers(request.environ):
+        if name != "Content-Type":
+            response.headers[name] = value
+    return response
+
+
+def _render_out_of_memory(error: MemoryError) -> Response:
+    log.error("There was no memory for a request: %s", error)
+    return _render(OutOfMemory("The server is short of memory; send less at once, or try again later."))
+
+
+def _render_unexpected(error: Exception) -> Response:
+    log.error("A request failed unexpectedly", exc_info=error)
+    message = "The server failed; its log says why, under the X-Request-Id of this answer."
+    return error_response(message, HTTPStatus.INTERNAL_SERVER_ERROR)

@@ -1,0 +1,117 @@
+"""Encoded pictures in, a class and its probability out."""
+
+import io
+import logging
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from servekit.errors import InvalidInput
+from servekit.handlers.base import Handler
+from servekit.spec import ModelSpec
+from servekit.tensors import Tensors
+
+log = logging.getLogger(__name__)
+
+FORMATS = ("PNG", "JPEG")
+MAX_PIXELS = 4_000_000  # a tiny file may declare a huge picture; a decoder that believes it takes all memory
+
+_MODES = {1: "L", 3: "RGB"}  # channels of the network -> mode of Pillow
+_LIGHT = 128  # of 255: from here on a pixel counts as light
+
+
+class ImageHandler(Handler):
+    """Reads PNG and JPEG into `(rows, channels, height, width)` float32 between 0 and 1, and classifies.
+
+    The one input of `model.json` gives channels (1 or 3), height and width; the one output holds the logits.
+    """
+
+    def __init__(self, spec: ModelSpec, background: str | None = None) -> None:
+        """`background` ("black" or "white") is what the network's pictures are drawn on, if it matters.
+
+        A picture whose border shows the other one is inverted: a digit in ink on paper for a network that learnt from
+        light digits on black. Without it pictures are taken as they are.
+        """
+        super().__init__(spec)
+        if background not in (None, "black", "white"):
+            raise ValueError("background must be black or white")
+        self._background = background
+        _, channels, self._height, self._width = spec.inputs[0].shape
+        self._mode = _MODES[channels]
+
+    def preprocess(self, tensors: Tensors) -> Tensors:
+        """Decode `image`, an array of encoded pictures; raise InvalidInput for one that cannot be read."""
+        pixels = np.stack([self._pixels(content) for content in tensors["image"]])
+        return {self.spec.inputs[0].name: pixels.astype(np.float32) / 255}
+
+    def postprocess(self, tensors: Tensors) -> Tensors:
+        """Return `predicted_class` and `confidence`, `(rows,)`, and `probabilities`, `(rows, classes)`."""
+        logits = tensors[self.spec.outputs[0].name].astype(np.float64)
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+        return {
+            "predicted_class": probabilities.argmax(axis=1),
+            "confidence": probabilities.max(axis=1),
+            "probabilities": probabilities,
+        }
+
+    def _pixels(self, content: bytes) -> NDArray[np.uint8]:
+        image = _upright(decode(content))
+        if self._background is not None and _has_light_border(image) != (self._background == "white"):
+            image = ImageOps.invert(image)
+        if image.size != (self._width, self._height):
+            fill = "white" if self._background == "white" else "black"
+            image = ImageOps.pad(image, (self._width, self._height), Image.Resampling.LANCZOS, color=fill)
+        pixels = np.asarray(image.convert(self._mode))
+        return pixels.reshape(self._height, self._width, -1).transpose(2, 0, 1)
+
+
+def decode(content: bytes) -> Image.Image:
+    """Decode a PNG or JPEG of at most MAX_PIXELS; raise InvalidInput with what is wrong with it."""
+    if not content:
+        raise InvalidInput("The file is empty; send a PNG or JPEG image.")
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise InvalidInput(f"The image is too large; at most {MAX_PIXELS} pixels are read.") from None
+    except MemoryError:
+        raise
+    except Exception:  # the header of a hostile file fails in many ways, all of which mean the same here
+        raise InvalidInput("The file is not an image that is read here; send PNG or JPEG.") from None
+    if image.width * image.height > MAX_PIXELS:  # known from the header: nothing has been decoded yet
+        raise InvalidInput(f"The image is too large; at most {MAX_PIXELS} pixels are read.")
+    try:
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:
+        log.debug("An image could not be decoded: %r", error)
+        raise InvalidInput("The image is damaged or cut off; send the whole file.") from None
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Return `image` as L or RGB of 8 bits, turned as its EXIF data say, and on a background if it was transparent."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):  # 16 bits a pixel, which Pillow would clip to 255 instead of scaling
+        return Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        return _on_background(image.convert("RGBA"))
+    return image if image.mode == "L" else image.convert("RGB")
+
+
+def _on_background(image: Image.Image) -> Image.Image:
+    """Put a transparent picture on white, or on black if what is visible of it is light: ink must show."""
+    alpha = np.asarray(image.getchannel("A"), np.float64)
+    brightness = np.asarray(image.convert("RGB").convert("L"), np.float64)
+    visible = alpha.sum()
+    is_light = visible > 0 and (brightness * alpha).sum() / visible >= _LIGHT
+    canvas = Image.new("RGBA", image.size, "black" if is_light and (alpha < 255).any() else "white")
+    return Image.alpha_composite(canvas, image).convert("RGB")
+
+
+def _has_light_border(image: Image.Image) -> bool:
+    pixels = np.asarray(image.convert("L"))
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return bool(np.median(border) >= _LIGHT)

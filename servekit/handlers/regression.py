@@ -1,0 +1,22 @@
+"""Numbers in, numbers out."""
+
+import numpy as np
+
+from servekit.errors import InvalidInput
+from servekit.handlers.base import Handler
+from servekit.tensors import Tensors
+
+
+class RegressionHandler(Handler):
+    """Feeds one tensor of numbers to the network and refuses to answer with what is no number."""
+
+    def preprocess(self, tensors: Tensors) -> Tensors:
+        """Return the first input, `(rows, ...)` of the dtype and shape that `model.json` gives it."""
+        wanted = self.spec.inputs[0]
+        return {wanted.name: tensors[wanted.name].astype(wanted.dtype).reshape(wanted.shape)}
+
+    def postprocess(self, tensors: Tensors) -> Tensors:
+        """Return the outputs with one number a row as `(rows,)`; raise InvalidInput where one is not finite."""
+        if not all(np.isfinite(array).all() for array in tensors.values()):
+            raise InvalidInput("The model has no finite answer for this value; send one nearer to zero.")
+        return {name: array[:, 0] if array.shape[1:] == (1,) else array for name, array in tensors.items()}

@@ -1,0 +1,74 @@
+"""What a log line looks like: readable text or one JSON object, each with the id of the request it belongs to.
+
+Standard library only; `servekit/hooks.py` puts these onto Gunicorn's own handlers.
+"""
+
+import datetime
+import json
+import logging
+from collections.abc import Mapping
+from contextvars import ContextVar
+
+NO_REQUEST = "-"
+request_id: ContextVar[str] = ContextVar("request_id", default=NO_REQUEST)
+
+ACCESS_LOGGER = "gunicorn.access"
+# %(r)s is the request line as it was sent: percent-encoded, so no client can write a line break into the log.
+ACCESS_FORMAT = '%(h)s "%(r)s" %(s)s %(B)s bytes %(D)s us'
+PROBE_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+
+
+def _request_id_of(record: logging.LogRecord) -> str:
+    # Gunicorn writes the access line when the application is done; the id is in the answer's headers by then.
+    if record.name == ACCESS_LOGGER and isinstance(record.args, Mapping):
+        return str(record.args["{x-request-id}o"])
+    return request_id.get()
+
+
+class TextFormatter(logging.Formatter):
+    """`2026-01-31 12:00:00,000 INFO [pid] [request id] message`, then the traceback if there is one."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s [%(process)d] [%(request_id)s] %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format `record`, with the id of the request it belongs to."""
+        record.request_id = _request_id_of(record)
+        return super().format(record)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (RFC 3339, UTC), level, logger, pid, request_id, message; more for an access."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format `record` as one line of JSON."""
+        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        line: dict[str, object] = {
+            "time": time.isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "pid": record.process,
+            "request_id": _request_id_of(record),
+            "message": record.getMessage(),
+        }
+        if record.name == ACCESS_LOGGER and isinstance(record.args, Mapping):
+            atoms = record.args
+            line |= {"client": atoms["h"], "method": atoms["m"], "path": atoms["U"], "status": int(str(atoms["s"]))}
+            line |= {"bytes": atoms["B"], "duration_us": atoms["D"]}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Return False for the access line of a health check or a scrape that went well: nobody reads those."""
+    if record.name != ACCESS_LOGGER or not isinstance(record.args, Mapping):
+        return True
+    return record.args["U"] not in PROBE_PATHS or str(record.args["s"]) >= "400"
+
+
+def dress(handler: logging.Handler, log_format: str) -> None:
+    """Give `handler` the formatter for `log_format` ("text" or "json") and the filter for health checks."""
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    if is_worth_a_line not in handler.filters:
+        handler.addFilter(is_worth_a_line)

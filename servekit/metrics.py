@@ -1,0 +1,97 @@
+"""Every metric, and the `/metrics` page that shows those of all workers together.
+
+The only module that imports the Prometheus packages. Under Gunicorn, `PROMETHEUS_MULTIPROC_DIR` is set before it is
+first imported, because the Prometheus client chooses how it stores values at its import. Labels come from the route
+table and the repository, never from the wire: a client that invents paths, methods or models makes no new series.
+"""
+
+import os
+from http import HTTPMethod
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
+UNMATCHED = "unmatched"  # the route label of a request that no route takes
+OTHER = "other"  # the method label of a method that HTTP does not define
+
+_BUCKETS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_METHODS = frozenset(HTTPMethod)
+
+requests = Counter(
+    "servekit_requests", "Requests answered, by method, route pattern and status", ["method", "route", "status"]
+)
+request_seconds = Histogram(
+    "servekit_request_duration_seconds",
+    "Time from the application's first sight of a request to its answer",
+    ["method", "route"],
+    buckets=_BUCKETS,
+)
+rows = Counter("servekit_rows", "Rows predicted, by model and version", ["model", "version"])
+inference_seconds = Histogram(
+    "servekit_inference_duration_seconds",
+    "Time that a request spends waiting for the network and in it, by model and version",
+    ["model", "version"],
+    buckets=_BUCKETS,
+)
+models_loaded = Gauge(
+    "servekit_models_loaded",
+    "Workers that hold this version of the model",
+    ["model", "version"],
+    multiprocess_mode="livesum",
+)
+
+
+def observe_request(method: str, route: str, status: int, seconds: float) -> None:
+    """Count one answered request; `route` is a pattern of the route table or UNMATCHED."""
+    method = method if method in _METHODS else OTHER
+    requests.labels(method, route, status).inc()
+    request_seconds.labels(method, route).observe(seconds)
+
+
+class ModelMeter:
+    """The metrics of one loaded version, looked up once."""
+
+    def __init__(self, model: str, version: str) -> None:
+        self._rows = rows.labels(model, version)
+        self._seconds = inference_seconds.labels(model, version)
+        models_loaded.labels(model, version).set(1)
+
+    def observe(self, row_count: int, seconds: float) -> None:
+        """Count one request of `row_count` rows that took `seconds`."""
+        self._rows.inc(row_count)
+        self._seconds.observe(seconds)
+
+
+def init_app(app: "Flask") -> None:
+    """Add `GET /metrics` to `app`: the text format of Prometheus, or OpenMetrics if asked for; `?name[]=` selects."""
+    # Imported here because it imports Flask, which the master process, where a worker's death is marked, can do without.
+    from prometheus_flask_exporter import PrometheusMetrics
+
+    class Exporter(PrometheusMetrics):
+        """The exporter, with `?name[]=` mended for several processes, where 0.23 answers it with an error."""
+
+        def generate_metrics(self, accept_header: str | None = None, names: list[str] | None = None) -> tuple[str, str]:
+            return render(accept_header, names, self.registry)
+
+    Exporter(app, path="/metrics", export_defaults=False)
+
+
+def render(accept: str | None, names: list[str] | None, registry: CollectorRegistry) -> tuple[str, str]:
+    """Return the page and its content type: of all workers if they share a folder, else of `registry`."""
+    if MULTIPROCESS_DIR in os.environ:
+        registry = CollectorRegistry(auto_describe=bool(names))  # names can only be selected once they are described
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    encode, content_type = choose_encoder(accept or "")
+    selected = registry.restricted_registry(names) if names else registry
+    return encode(selected).decode(), content_type
+
+
+def mark_worker_dead(pid: int) -> None:
+    """Forget the gauges of a worker that has ended; what it counted stays counted."""
+    mark_process_dead(pid)  # type: ignore[no-untyped-call]

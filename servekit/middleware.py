@@ -1,0 +1,83 @@
+"""What surrounds every request, as WSGI classes: its id, its meter, its deadline."""
+
+import re
+import time
+import uuid
+from collections.abc import Iterable
+from typing import Any
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from servekit import metrics
+from servekit.config import Settings
+from servekit.logs import request_id
+
+DEADLINE = "servekit.deadline"  # environ key: a time of the monotonic clock, in seconds
+ROUTE = "servekit.route"  # environ key: the route pattern, once Flask has matched one
+
+# An id from outside is written into logs and headers: letters, digits and the marks that id schemes use, at most 128.
+_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+
+
+class RequestId:
+    """Gives each request an id, the client's `X-Request-Id` if it is sane, and puts it on the answer and in the log."""
+
+    def __init__(self, app: WSGIApplication) -> None:
+        self._app = app
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer with the header `X-Request-Id`."""
+        given = environ.get("HTTP_X_REQUEST_ID", "")
+        identity = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Any:
+            return start_response(status, [*headers, ("X-Request-Id", identity)], exc_info)
+
+        token = request_id.set(identity)
+        try:
+            return self._app(environ, start)
+        finally:
+            request_id.reset(token)
+
+
+class Meter:
+    """Counts requests and measures their time, by method, route pattern and status."""
+
+    def __init__(self, app: WSGIApplication) -> None:
+        self._app = app
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer as the application does, and observe it."""
+        started = time.monotonic()
+
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Any:
+            route = environ.get(ROUTE, metrics.UNMATCHED)
+            seconds = time.monotonic() - started
+            metrics.observe_request(environ["REQUEST_METHOD"], route, int(status[:3]), seconds)
+            return start_response(status, headers, exc_info)
+
+        return self._app(environ, start)
+
+
+class Deadline:
+    """Sets the time until which a request may wait; whoever makes it wait checks it (see `Batcher`)."""
+
+    def __init__(self, app: WSGIApplication, *, seconds: float) -> None:
+        self._app = app
+        self._seconds = seconds
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer as the application does, with the deadline in `environ`."""
+        environ[DEADLINE] = time.monotonic() + self._seconds
+        return self._app(environ, start_response)
+
+
+def stack(app: WSGIApplication, settings: Settings) -> WSGIApplication:
+    """Put the layers around `app`, the first of the list outermost."""
+    layers: list[tuple[type, dict[str, Any]]] = [
+        (RequestId, {}),
+        (Meter, {}),
+        (Deadline, {"seconds": settings.deadline_seconds}),
+    ]
+    for layer, options in reversed(layers):
+        app = layer(app, **options)
+    return app

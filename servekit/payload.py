@@ -1,0 +1,82 @@
+"""What a request carries, whatever its content type: named members, each sent once or more."""
+
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
+
+from flask import Request
+
+from servekit.codecs import parse_json
+from servekit.errors import InvalidInput, UnsupportedMediaType
+
+FORM = "application/x-www-form-urlencoded"
+MULTIPART = "multipart/form-data"
+JSON = "application/json"
+IMAGES = ("image/png", "image/jpeg")
+MAX_PARTS = 1000  # files of one batch
+
+
+class BodyInMemory(Request):
+    """A request whose uploads stay in memory, bounded by the body limit, instead of in temporary files."""
+
+    def _get_file_stream(
+        self,
+        total_content_length: int | None,
+        content_type: str | None,
+        filename: str | None = None,
+        content_length: int | None = None,
+    ) -> IO[bytes]:
+        return io.BytesIO()
+
+
+@dataclasses.dataclass(frozen=True)
+class Upload:
+    """A file that was sent: its name, if it has one, and its content."""
+
+    filename: str | None
+    content: bytes
+
+
+class Payload:
+    """Members by name: text of a form, any value of JSON, or an `Upload`."""
+
+    def __init__(self, members: Mapping[str, Sequence[Any]]) -> None:
+        self._members = members
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._members
+
+    def all(self, name: str) -> Sequence[Any]:
+        """Return every member called `name`, in the order they were sent."""
+        return self._members.get(name, ())
+
+    def one(self, name: str) -> Any:
+        """Return the member called `name`, or None; raise InvalidInput if it was sent more than once."""
+        members = self.all(name)
+        if len(members) > 1:
+            raise InvalidInput(f"{name} was sent {len(members)} times; send it once.")
+        return members[0] if members else None
+
+
+def read_payload(request: Request) -> Payload:
+    """Read the whole body; raise InvalidInput, UnsupportedMediaType, or Werkzeug's 413 when it is over a limit.
+
+    A raw PNG or JPEG counts as the member `file`. A request without a body carries nothing.
+    """
+    kind = request.mimetype
+    if kind in (FORM, MULTIPART):
+        members: dict[str, list[Any]] = {name: list(values) for name, values in request.form.lists()}
+        for name, files in request.files.lists():
+            members.setdefault(name, []).extend(Upload(file.filename, file.read()) for file in files)
+        return Payload(members)
+    if kind == JSON:
+        value = parse_json(request.get_data(cache=False))
+        if not isinstance(value, dict):
+            raise InvalidInput('The JSON must be an object, such as {"value": 5}.')
+        return Payload({name: [member] for name, member in value.items()})
+    if kind in IMAGES:
+        return Payload({"file": [Upload(None, request.get_data(cache=False))]})
+    if not kind and not request.get_data(cache=False):
+        return Payload({})
+    raise UnsupportedMediaType(f"That content type is not read; send one of: {', '.join([FORM, MULTIPART, JSON, *IMAGES])}.")
