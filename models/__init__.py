@@ -1,0 +1,1 @@
+"""What the networks are: one module a network, `nn.Module` and nothing else."""

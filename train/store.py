@@ -1,0 +1,93 @@
+"""Writing a version folder into a model store, whole or not at all."""
+
+import contextlib
+import datetime
+import io
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from servekit.repository import scan
+from servekit.spec import ModelSpec, sha256, write_spec
+
+WEIGHTS = "model.pth"
+
+
+def write_version(store: Path, name: str, network: torch.nn.Module, pictures: Mapping[str, bytes], **spec: Any) -> Path:
+    """Write the next version of the model `name` into `store` and return its folder, `<store>/<name>/<number>`.
+
+    `pictures` are PNG files by name; `spec` are the fields of `ModelSpec` except `network` and `files`.
+    """
+    with _new_version(store, name) as folder:
+        weights = io.BytesIO()
+        torch.save(_on_cpu(network), weights)
+        files = {WEIGHTS: weights.getvalue(), **pictures}
+        for file, content in files.items():
+            (folder / file).write_bytes(content)
+        sums = {file: sha256(content) for file, content in files.items()}
+        reference = f"{type(network).__module__}:{type(network).__qualname__}"
+        write_spec(folder, ModelSpec(network=reference, files=sums, **spec))
+    return store / name / str(scan(store)[name][-1])
+
+
+def origin(seconds: float) -> dict[str, Any]:
+    """Return what `training` says of every run: when it ended, how long it took, from which code, with what."""
+    return {
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "commit": _commit(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+        },
+    }
+
+
+def _on_cpu(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    # Contiguous, so that the file does not depend on the memory layout that was fastest to train in.
+    return {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+
+
+@contextlib.contextmanager
+def _new_version(store: Path, name: str) -> Iterator[Path]:
+    """Give a temporary folder; rename it to the next free number on success, remove it on any failure."""
+    (store / name).mkdir(parents=True, exist_ok=True)
+    # The dot keeps a half-written folder, even one left by a crash, out of every scan.
+    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=store / name))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        _rename_to_next(temporary, store, name)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _rename_to_next(folder: Path, store: Path, name: str) -> None:
+    while True:
+        number = max(scan(store).get(name, [0])) + 1
+        try:
+            folder.rename(store / name / str(number))
+            return
+        except OSError:
+            if not (store / name / str(number)).exists():  # not a race with another run for this number
+                raise
+
+
+def _commit() -> str | None:
+    """Return the commit of the code, with `+changes` if it was edited since; None outside a git checkout."""
+    root = Path(__file__).parent.parent
+    try:
+        describe = ["git", "-C", os.fspath(root), "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
