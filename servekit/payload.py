@@ -1,11 +1,14 @@
 """What a request carries, whatever its content type: named members, each sent once or more."""
 
+import contextlib
 import dataclasses
 import io
 from collections.abc import Mapping, Sequence
-from typing import IO, Any
+from functools import cached_property
+from typing import IO, Any, NoReturn, cast
 
 from flask import Request
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
 from servekit.codecs import parse_json
 from servekit.errors import InvalidInput, UnsupportedMediaType
@@ -18,7 +21,43 @@ MAX_PARTS = 1000  # files of one batch
 
 
 class BodyInMemory(Request):
-    """A request whose uploads stay in memory, bounded by the body limit, instead of in temporary files."""
+    """A request whose body is read whole, at most `max_content_length` bytes, and whose uploads stay in memory.
+
+    Werkzeug's own stream cuts a chunked body off at the limit and parses what it has as if it were all.
+    """
+
+    @cached_property
+    def stream(self) -> IO[bytes]:
+        """The body; reading it raises 413 over the limit, and 400 when the client went away or sent broken chunks."""
+        limit, length = cast(int, self.max_content_length), self.content_length
+        if length is None and "wsgi.input_terminated" not in self.environ:
+            return io.BytesIO()  # the development server: without a length there is no body
+        if length is not None and length > limit:
+            self._refuse(limit, length)
+        try:
+            body = self.environ["wsgi.input"].read(limit + 1 if length is None else length)
+        except MemoryError:
+            raise
+        except Exception:  # each server has its own exceptions for broken chunks and for clients that went away
+            raise ClientDisconnected from None
+        if length is not None and len(body) < length:
+            raise ClientDisconnected
+        if len(body) > limit:
+            self._refuse(limit, len(body))
+        return io.BytesIO(body)
+
+    def _refuse(self, limit: int, length: int) -> NoReturn:
+        """Raise 413; before that, take off the wire a body that is not far over the limit.
+
+        Many clients read no answer before they have sent all, and a connection closed meanwhile hides the answer. One
+        that asked to be told first (Expect) is listening already.
+        """
+        if length <= 2 * limit and "HTTP_EXPECT" not in self.environ:
+            left = limit
+            with contextlib.suppress(Exception):
+                while left > 0 and (piece := self.environ["wsgi.input"].read(min(left, 2**16))):
+                    left -= len(piece)
+        raise RequestEntityTooLarge
 
     def _get_file_stream(
         self,

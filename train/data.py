@@ -36,47 +36,51 @@ class DataError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Digits:
-    """Pictures `(n, 28, 28)` uint8, light on black, with labels `(n,)` int64; `source` and `sha256` say which."""
+    """Pictures `(n, 28, 28)` uint8, light on black, with labels `(n,)` int64, and where they come from."""
 
     train_images: NDArray[np.uint8]
     train_labels: NDArray[np.int64]
     test_images: NDArray[np.uint8]
     test_labels: NDArray[np.int64]
+    test_source: str
     source: str
-    sha256: str
+    sha256: str  # of what was learnt from
 
 
 def load_mnist(folder: Path) -> Digits:
     """Read MNIST's four files from `folder`; raise FileNotFoundError or DataError."""
     contents = [_decompress(folder / name) for name in FILES]
-    arrays = [parse_idx(content) for content in contents]
+    arrays = [parse_idx(content, name) for content, name in zip(contents, FILES, strict=True)]
     if [array.shape[1:] for array in arrays] != [(28, 28), (), (28, 28), ()]:
         raise DataError(f"The files in {folder} are not pictures of 28x28 pixels and their labels.")
     if len(arrays[0]) != len(arrays[1]) or len(arrays[2]) != len(arrays[3]):
         raise DataError(f"The files in {folder} do not hold a label for every picture.")
     train_images, train_labels, test_images, test_labels = arrays
+    source = "MNIST" if [sha256(content) for content in contents] == list(FILES.values()) else "other IDX files"
     return Digits(
         train_images,
         train_labels.astype(np.int64),
         test_images,
         test_labels.astype(np.int64),
-        source="MNIST" if [sha256(content) for content in contents] == list(FILES.values()) else "IDX files",
+        test_source=source,
+        source=source,
         sha256=sha256(b"".join(contents)),
     )
 
 
-def parse_idx(content: bytes) -> NDArray[np.uint8]:
+def parse_idx(content: bytes, name: str) -> NDArray[np.uint8]:
     """Parse the IDX format of MNIST: two zero bytes, 8 for uint8, the number of axes, their sizes, the values.
 
-    Source: the format's description at the foot of http://yann.lecun.com/exdb/mnist/. Raises DataError.
+    Source: the format's description at the foot of http://yann.lecun.com/exdb/mnist/. Raises DataError, which
+    calls the file `name`.
     """
     if content[:3] != b"\0\0\x08" or len(content) < 4 or len(content) < 4 + 4 * content[3]:
-        raise DataError("A file is not in the IDX format with values of one byte.")
+        raise DataError(f"{name} is not in the IDX format with values of one byte.")
     axes = content[3]
     shape = struct.unpack(f">{axes}I", content[4 : 4 + 4 * axes])
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * axes)
     if values.size != np.prod(shape, dtype=np.int64):
-        raise DataError("An IDX file is longer or shorter than its header says.")
+        raise DataError(f"{name} is longer or shorter than its header says.")
     return values.reshape(shape)
 
 

@@ -1,10 +1,11 @@
 """The settings of a recipe: a dataclass whose fields become command-line options, `epochs` being `--epochs`."""
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,13 +41,17 @@ def parse_settings(settings: type[T], arguments: Sequence[str], description: str
 
 
 def run(recipe: Callable[[T, Settings], Path], settings: type[T], description: str | None) -> None:
-    """Run a recipe with the settings of the command line and the folders of `SERVEKIT_*`, and say what it wrote.
-
-    A setting or data file that cannot be used, and ctrl-C, end the process with one sentence.
-    """
-    try:
+    """Run a recipe with the settings of the command line and the folders of `SERVEKIT_*`, and say what it wrote."""
+    with one_sentence():
         folder = recipe(parse_settings(settings, sys.argv[1:], description), Settings.from_environ(os.environ))
         print(f"Wrote {folder}.")
+
+
+@contextlib.contextmanager
+def one_sentence() -> Iterator[None]:
+    """End the process with one sentence for a setting or data file that cannot be used, and for ctrl-C."""
+    try:
+        yield
     except (SettingError, DataError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

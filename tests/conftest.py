@@ -1,0 +1,54 @@
+"""What tests share: digits, trained models, and one real server a run."""
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from servekit.config import Settings
+from tests.server import Server, running
+from train.data import Digits
+from train.linear import LinearSettings
+from train.linear import train as train_linear
+from train.mnist import MnistSettings, load_digits
+from train.mnist import train as train_mnist
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """Return `pixels`, a uint8 array, as a PNG file."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="session")
+def digits() -> Digits:
+    """Real MNIST if SERVEKIT_DATA_DIR has it, else the digits that scikit-learn carries; nothing is downloaded."""
+    return load_digits(Settings.from_environ(os.environ).data_dir, mirrors=())
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Path:
+    """A model store as `make train` writes it, with the digit classifier trained for seconds only."""
+    paths = Settings(model_store=tmp_path_factory.mktemp("model_store"))
+    train_linear(LinearSettings(), paths)
+    train_mnist(MnistSettings(epochs=1), paths, digits)
+    return paths.model_store
+
+
+@pytest.fixture(scope="session")
+def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The one server that most tests talk to: two workers, default settings."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    with running(log, SERVEKIT_MODEL_STORE=str(store), WEB_CONCURRENCY="2") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def digit(digits: Digits) -> bytes:
+    """The first test image, as a PNG."""
+    return png(digits.test_images[0])

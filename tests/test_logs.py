@@ -1,0 +1,65 @@
+import datetime
+import json
+import logging
+from pathlib import Path
+
+from servekit.logs import JsonFormatter, TextFormatter, dress, is_worth_a_line, request_id
+from tests.server import Server, running, wait_for
+
+
+def test_json_lines_hold_one_object_each(tmp_path: Path, store: Path) -> None:
+    variables = {"SERVEKIT_MODEL_STORE": str(store), "SERVEKIT_LOG_FORMAT": "json", "WEB_CONCURRENCY": "1"}
+    with running(tmp_path / "log", **variables) as server:
+        body = "value=5"
+        headers = {"Content-Type": "application/x-www-form-urlencoded", "X-Request-Id": "json-1"}
+        server.request("POST", "/predict?a=%22%0a", body, headers)
+        assert wait_for(lambda: '"json-1"' in server.text())
+    lines = [json.loads(line) for line in server.text().splitlines()]
+    assert all({"time", "level", "logger", "pid", "request_id", "message"} <= set(line) for line in lines)
+    assert any("is ready" in line["message"] for line in lines)
+    access = next(line for line in lines if line["request_id"] == "json-1")
+    assert access["logger"] == "gunicorn.access"
+    expected = {"client": "127.0.0.1", "method": "POST", "path": "/predict", "status": 200}
+    assert expected.items() <= access.items()
+    assert access["duration_us"] > 0 and access["bytes"] > 0
+    moment = datetime.datetime.fromisoformat(access["time"])
+    assert abs((datetime.datetime.now(datetime.UTC) - moment).total_seconds()) < 600
+
+
+def test_text_lines_hold_the_request_id_and_nothing_that_breaks_a_line(server: Server) -> None:
+    headers = {"X-Request-Id": "text-1"}
+    server.request("GET", "/a%0aFORGED", headers=headers)
+    assert wait_for(lambda: "text-1" in server.text())
+    line = next(line for line in server.text().splitlines() if "text-1" in line)
+    assert '[text-1] 127.0.0.1 "GET /a%0aFORGED HTTP/1.1" 404 ' in line
+
+
+def record(message: str = "hello", **extra: object) -> logging.LogRecord:
+    return logging.LogRecord("servekit", logging.ERROR, "path", 1, message, None, extra.get("exc_info"))
+
+
+def test_a_line_of_a_request_holds_its_id() -> None:
+    token = request_id.set("mine")
+    try:
+        assert " ERROR [" in TextFormatter().format(record()) and "] [mine] hello" in TextFormatter().format(record())
+        assert json.loads(JsonFormatter().format(record()))["request_id"] == "mine"
+    finally:
+        request_id.reset(token)
+    assert "[-] hello" in TextFormatter().format(record())
+
+
+def test_a_traceback_is_a_member_of_its_json_line() -> None:
+    try:
+        raise ValueError("two\nlines")
+    except ValueError as error:
+        line = JsonFormatter().format(record(exc_info=(type(error), error, error.__traceback__)))
+    assert "\n" not in line
+    assert "ValueError: two\nlines" in json.loads(line)["traceback"]
+
+
+def test_a_handler_is_dressed_once() -> None:
+    handler = logging.StreamHandler()
+    for _ in range(2):
+        dress(handler, "json")
+    assert handler.filters == [is_worth_a_line]
+    assert isinstance(handler.formatter, JsonFormatter)

@@ -1,0 +1,99 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.server import ROOT, Server, environment, running
+
+LINE = re.compile(r'^(servekit_\w+)(?:\{(.*)\})? (\S+)$', re.MULTILINE)
+
+
+def series(server: Server, path: str = "/metrics") -> dict[str, float]:
+    """Return every sample of servekit's, by its name and labels."""
+    text = server.get(path)[2].decode()
+    return {f"{name}{{{labels}}}": float(value) for name, labels, value in LINE.findall(text)}
+
+
+def test_requests_and_rows_are_counted_over_all_workers(server: Server, digit: bytes) -> None:
+    def total(samples: dict[str, float], name: str) -> float:
+        return samples.get(name, 0.0)
+
+    requests = 'servekit_requests_total{method="POST",route="/predict/batch",status="200"}'
+    rows = 'servekit_rows_total{model="mnist",version="1"}'
+    seconds = 'servekit_request_duration_seconds_count{method="POST",route="/predict/batch"}'
+    before = series(server)
+    for _ in range(10):  # enough for both workers to have some
+        server.post_files("/predict/batch", [("files", "a.png", digit)] * 3)
+    after = series(server)
+    grown = {name: total(after, name) - total(before, name) for name in (requests, rows, seconds)}
+    assert grown == {requests: 10, rows: 30, seconds: 10}
+    assert after['servekit_models_loaded{model="mnist",version="1"}'] == 2
+
+
+def test_buckets_start_at_a_quarter_of_a_millisecond(server: Server) -> None:
+    server.get("/health")
+    bounds = [float(bound) for name in series(server) if '"/health"' in name for bound in re.findall(r'le="([\d.]+)"', name)]
+    assert min(bounds) == 0.00025 and max(bounds) == 30
+
+
+def test_nothing_from_the_wire_becomes_a_label(server: Server) -> None:
+    for number in range(5):
+        server.get(f"/invented/{number}")
+        server.get(f"/health?{number}")
+        server.request(f"INVENTED{number}", "/predict")
+        server.post_form("/predict", f"value={number}&model=invented")
+    text = server.get("/metrics")[2].decode()
+    assert "invented" not in text.lower()
+    samples = series(server)
+    assert samples['servekit_requests_total{method="GET",route="unmatched",status="404"}'] >= 5
+    assert samples['servekit_requests_total{method="other",route="unmatched",status="405"}'] >= 5
+
+
+def test_names_select_metrics(server: Server) -> None:
+    server.post_form("/predict", "value=5")
+    found = {name.partition("{")[0] for name in series(server, "/metrics?name[]=servekit_rows_total")}
+    assert found == {"servekit_rows_total"}
+    assert server.get("/metrics?name[]=nothing")[0] == 200
+
+
+def test_openmetrics_is_given_to_those_who_ask(server: Server) -> None:
+    _, headers, body = server.request("GET", "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert headers["Content-Type"].startswith("application/openmetrics-text")
+    assert body.endswith(b"# EOF\n")
+
+
+def test_the_text_is_what_prometheus_reads(server: Server) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    status, headers, body = server.get("/metrics")
+    assert headers["Content-Type"].startswith("text/plain; version=")
+    families = {family.name: family for family in text_string_to_metric_families(body.decode())}
+    assert families["servekit_request_duration_seconds"].type == "histogram"
+    assert families["servekit_requests"].type == "counter"
+    assert families["servekit_models_loaded"].type == "gauge"
+
+
+def test_without_gunicorn_the_page_is_that_of_one_process() -> None:
+    code = (
+        "from flask import Flask; from servekit import metrics; app = Flask('x'); metrics.init_app(app);"
+        "metrics.ModelMeter('m', '1').observe(3, 0.1); print(app.test_client().get('/metrics').text)"
+    )
+    variables = environment()
+    variables.pop("PROMETHEUS_MULTIPROC_DIR", None)
+    page = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=variables, capture_output=True, text=True, check=True)
+    assert 'servekit_rows_total{model="m",version="1"} 3.0' in page.stdout
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_health_checks_and_scrapes_leave_no_line_in_the_access_log(tmp_path: Path, store: Path, log_format: str) -> None:
+    variables = {"SERVEKIT_MODEL_STORE": str(store), "SERVEKIT_LOG_FORMAT": log_format, "WEB_CONCURRENCY": "1"}
+    with running(tmp_path / "log", **variables) as server:
+        for path in ("/health", "/health/live", "/health/ready", "/metrics", "/health?verbose=1"):
+            assert server.get(path)[0] == 200
+        assert server.get("/nothing")[0] == 404
+        assert server.request("POST", "/health")[0] == 405
+    text = server.text()
+    assert "GET /nothing" in text and "POST /health" in text  # a probe that fails is worth a line
+    assert "GET /health" not in text and "GET /metrics" not in text

@@ -1,0 +1,95 @@
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from servekit.engines.echo import EchoEngine
+from servekit.errors import DeadlineExceeded, InvalidInput, ModelLoadError
+from servekit.handlers.base import Handler
+from servekit.model import Model, load_model
+from servekit.spec import ModelSpec
+from servekit.tensors import Tensors
+from tests import networks
+from tests.test_spec import SPEC
+from tests.versions import edit, write_regressor
+
+
+class PickyHandler(Handler):
+    """Refuses negative rows before the network and hundreds after it."""
+
+    def __init__(self, spec: ModelSpec = SPEC) -> None:
+        super().__init__(spec)
+
+    def preprocess(self, tensors: Tensors) -> Tensors:
+        if (tensors["x"] < 0).any():
+            raise InvalidInput("negative")
+        return {"x": tensors["x"] + 1}
+
+    def postprocess(self, tensors: Tensors) -> Tensors:
+        if (tensors["x"] > 100).any():
+            raise InvalidInput("hundred")
+        return {"x": tensors["x"] * 10}
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model("picky", "1", SPEC, PickyHandler(), EchoEngine())
+
+
+def soon() -> float:
+    return time.monotonic() + 10
+
+
+def test_a_request_goes_through_handler_and_engine(model: Model) -> None:
+    assert model.predict({"x": np.array([1, 2])}, soon())["x"].tolist() == [20, 30]
+
+
+def test_bad_rows_of_a_batch_fail_alone(model: Model) -> None:
+    requests = [{"x": np.array(values)} for values in ([1], [-1], [2, 3], [100], [4])]
+    answers = model.predict_each(requests, soon())
+    shown = [str(answer) if isinstance(answer, InvalidInput) else answer["x"].tolist() for answer in answers]
+    assert shown == [[20], "negative", [30, 40], "hundred", [50]]
+
+
+def test_a_batch_of_bad_rows_only_runs_nothing(model: Model) -> None:
+    answers = model.predict_each([{"x": np.array([-1])}] * 2, time.monotonic() - 1)
+    assert [str(answer) for answer in answers] == ["negative", "negative"]
+
+
+def test_a_late_request_is_refused(model: Model) -> None:
+    with pytest.raises(DeadlineExceeded):
+        model.predict({"x": np.array([1])}, time.monotonic() - 1)
+
+
+def test_the_base_handler_hands_through() -> None:
+    handler = networks.PlainHandler(SPEC)
+    tensors = {"x": np.array([1])}
+    assert handler.preprocess(tensors) is tensors
+    assert handler.postprocess(tensors) is tensors
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ({"handler": "servekit.handlers.nothing:Handler"}, "the handler .* cannot be made: No module named"),
+        ({"handler": "tests.networks:not_a_network"}, "the handler .* cannot be made"),
+        ({"handler": "models.linear:LinearRegressor"}, "the handler .* cannot be made"),
+        ({"options": {"colour": 1}}, "the handler .* cannot be made: .*colour"),
+        ({"network": "tests.networks:TwoOutputs"}, "the network .* fails on its inputs"),
+        ({"outputs": [{"name": "prediction", "dtype": "float32", "shape": [-1, 3]}]}, "promises prediction as float32"),
+        ({"outputs": [{"name": "prediction", "dtype": "int64", "shape": [-1, 1]}]}, "gives float32"),
+    ],
+)
+def test_a_model_that_does_not_keep_its_word_is_not_loaded(tmp_path: Path, members: dict[str, object], reason: str) -> None:
+    folder = write_regressor(tmp_path)
+    edit(folder, **members)
+    with pytest.raises(ModelLoadError, match=f"model.json.*{reason}"):
+        load_model("linear", "1", folder)
+
+
+def test_an_object_that_is_no_handler_is_refused(tmp_path: Path) -> None:
+    folder = write_regressor(tmp_path)
+    edit(folder, handler="types:SimpleNamespace", options={})
+    with pytest.raises(ModelLoadError, match="the handler types:SimpleNamespace cannot be made"):
+        load_model("linear", "1", folder)
