@@ -102,11 +102,11 @@ def download_mnist(folder: Path, mirrors: tuple[str, ...] = MIRRORS) -> None:
 
 
 def load_embedded() -> tuple[NDArray[np.float32], NDArray[np.int64], str]:
-    """Return scikit-learn's 1797 digits, `(n, 8, 8)` between 0 and 1, their labels and the SHA-256 of both."""
+    """Return scikit-learn's 1797 digits, `(n, 8, 8)` between 0 and 16, their labels and the SHA-256 of both."""
     from sklearn.datasets import load_digits  # only where there is nothing better: it takes a second to import
 
     digits = load_digits()
-    images = (digits.images / 16).astype(np.float32)
+    images = digits.images.astype(np.float32)
     labels = digits.target.astype(np.int64)
     return images, labels, hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
 

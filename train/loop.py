@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-EVALUATION_ROWS = 500  # rows of one pass; more only costs memory
+EVALUATION_ROWS = 128  # rows of one pass; more need memory that the kernel must clear each time
 BAR = "{l_bar}{bar:24}| {n_fmt}/{total_fmt} steps, {remaining} left{postfix}"
 
 

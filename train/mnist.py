@@ -57,21 +57,21 @@ class Recipe:
 
 
 MNIST_RECIPE = Recipe(
-    Schedule(epochs=7, batch_size=128, learning_rate=3e-3, label_smoothing=0.05),
+    Schedule(epochs=6, batch_size=128, learning_rate=3e-3, label_smoothing=0.05),
     {"rotation": 10.0, "shear": 0.15, "width": (0.9, 1.1), "height": (0.9, 1.1), "shift": 1.5, "elastic": 0.5},
 )
 EMBEDDED_RECIPE = Recipe(
-    Schedule(epochs=60, batch_size=128, learning_rate=3e-3),
+    Schedule(epochs=100, batch_size=128, learning_rate=3e-3),
     {
-        "rotation": 15.0,
-        "shear": 0.5,
-        "width": (0.7, 1.6),
-        "height": (0.7, 1.1),
+        "rotation": 20.0,
+        "shear": 0.6,  # MNIST's digits slant more than these upright ones
+        "width": (0.8, 1.7),  # these are narrow: they fill all 8 rows but only 5 or 6 of the 8 columns
+        "height": (0.6, 1.05),
         "shift": 2.0,
-        "elastic": 1.6,
+        "elastic": 1.2,  # stands in for the handwriting that 1797 digits do not show
         "cells": 6,
-        "threshold": (0.4, 0.8),
-        "contrast": (2.5, 5.0),
+        "threshold": (0.4, 0.8),  # mostly thinner than at 0.5, which keeps the loops of 6, 8 and 9 open
+        "contrast": (1.5, 5.0),
     },
 )
 
@@ -143,7 +143,7 @@ def embedded_digits(folder: Path) -> Digits:
     try:
         mnist = load_mnist(folder)
     except (OSError, DataError):
-        shown = sharpen(_to_tensor(images[-HELD_OUT:]), 0.6, 3.75)
+        shown = sharpen(_to_tensor(images[-HELD_OUT:]), 0.6, 3.25)
         train, test = slice(None, -HELD_OUT), (_to_pixels(shown), labels[-HELD_OUT:], f"{EMBEDDED}, held out")
     else:
         train, test = slice(None), (mnist.test_images, mnist.test_labels, mnist.source)

@@ -1,0 +1,150 @@
+"""What stands in the documentation is there, and what is there stands in the documentation."""
+
+import dataclasses
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from servekit import metrics
+from servekit.config import PREFIX, Settings
+from tests.server import ROOT, Server, environment, wait_for
+
+DOCS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
+README = DOCS["README.md"]
+
+
+def shell_blocks(text: str) -> list[tuple[str, str]]:
+    """Return each block of shell lines of `text` with the JSON block that follows it, if one does."""
+    return re.findall(r"```sh\n(.*?)```(?:\n```json\n(.*?)```)?", text, re.DOTALL)
+
+
+CURLS = [(line, answer) for block, answer in shell_blocks(README) for line in block.splitlines() if line.startswith("curl")]
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    for field in dataclasses.fields(Settings):
+        assert f"| `{PREFIX}{field.name.upper()}` | `{field.default}` |" in DOCS["docs/config.md"]
+
+
+def test_every_metric_is_documented_with_its_labels() -> None:
+    for metric in vars(metrics).values():
+        if isinstance(metric, metrics.Counter | metrics.Histogram | metrics.Gauge):
+            family = metric.describe()[0]
+            name = family.name + ("_total" if family.type == "counter" else "")
+            labels = ", ".join(f"`{label}`" for label in metric._labelnames)
+            assert f"| `{name}` | {labels} |" in DOCS["docs/operations.md"]
+
+
+def test_every_route_is_documented(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from servekit.app import create_app
+
+    monkeypatch.setenv("SERVEKIT_MODEL_STORE", str(store))
+    for rule in create_app({"deadline_seconds": 5.0}).url_map.iter_rules():
+        assert f"{rule.rule}`" in DOCS["docs/http.md"] or f"{rule.rule} " in DOCS["docs/http.md"], rule.rule
+        assert f"{rule.rule}`" in README, rule.rule
+
+
+def test_links_lead_somewhere() -> None:
+    for name, text in DOCS.items():
+        for target in re.findall(r"\]\(([^)#]+)", text):
+            if not target.startswith("http"):
+                assert (ROOT / name).parent.joinpath(target).exists(), f"{name}: {target}"
+
+
+@pytest.fixture(scope="module")
+def made_server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server as `make serve` starts it, on another port so that a running one is left alone."""
+    log = tmp_path_factory.mktemp("make") / "log"
+    variables = environment(SERVEKIT_MODEL_STORE=str(store), GUNICORN_CMD_ARGS="--bind 127.0.0.1:0", WEB_CONCURRENCY="1")
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["make", "serve"], cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    server = Server(process, log)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        os.killpg(process.pid, 2)  # as ctrl-C does
+        process.wait(timeout=40)
+
+
+def test_the_readme_begins_with_two_commands() -> None:
+    commands = [line.split("#")[0].strip() for line in shell_blocks(README)[0][0].splitlines()]
+    assert commands == ["make serve", "make test"]
+
+
+@pytest.mark.parametrize(("line", "answer"), CURLS, ids=[line for line, _ in CURLS])
+def test_a_curl_line_of_the_readme_answers_as_it_says(made_server: Server, line: str, answer: str) -> None:
+    line = line.replace("http://localhost:5001", made_server.url)
+    ended = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stderr == "" or "%" in ended.stderr  # curl's progress
+    assert form_of(ended.stdout) == form_of(answer)
+
+
+def form_of(answer: str) -> str:
+    """Return `answer` with every number with a fraction, which another training changes, in the same words."""
+    return re.sub(r"-?\d+\.\d+(e-?\d+)?|\d+e-\d+", "<number>", answer.strip())
+
+
+def test_a_second_make_serve_starts_at_once(made_server: Server, store: Path, tmp_path: Path) -> None:
+    started = time.monotonic()
+    variables = environment(SERVEKIT_MODEL_STORE=str(store), GUNICORN_CMD_ARGS="--bind 127.0.0.1:0", WEB_CONCURRENCY="1")
+    with (tmp_path / "log").open("wb") as output:
+        process = subprocess.Popen(
+            ["make", "serve"], cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        assert wait_for(lambda: "is ready" in (tmp_path / "log").read_text(), process)
+        assert time.monotonic() - started < 20  # nothing is installed and nothing trained: seconds, on any machine
+        assert "Installing" not in (tmp_path / "log").read_text()
+    finally:
+        os.killpg(process.pid, 2)
+        process.wait(timeout=40)
+
+
+def test_the_training_commands_of_the_readme_have_settings_that_exist(tmp_path: Path) -> None:
+    commands = re.findall(r"`(\.venv/bin/python -m train[^`]*)`", README + DOCS["docs/training.md"])
+    commands += re.findall(r"^(\.venv/bin/python -m train\S*)", DOCS["docs/training.md"], re.MULTILINE)
+    assert len(commands) >= 5
+    for command in set(commands):
+        ended = subprocess.run(f"{command} --help", shell=True, cwd=ROOT, env=environment(), capture_output=True, timeout=60)
+        assert ended.returncode == 0, command
+
+
+def test_make_help_lists_every_verb_with_its_sentence() -> None:
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    verbs = re.search(r"\.PHONY: (.*)", (ROOT / "Makefile").read_text())[1].split()
+    assert [line.split()[1] for line in listed.splitlines()] == verbs
+    assert all(len(line.split()) > 3 for line in listed.splitlines())
+    for verb in re.findall(r"`make (\w+)", "".join(DOCS.values())):
+        assert verb in verbs
+
+
+def test_an_old_python_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    old = tmp_path / "python3"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    variables = environment()
+    ended = subprocess.run(
+        ["make", "venv", f"PYTHON={old}", f"VENV={tmp_path}/venv"], cwd=ROOT, env=variables, capture_output=True, text=True
+    )
+    assert ended.returncode != 0
+    assert "servekit needs Python 3.11 or newer" in ended.stdout and "make PYTHON=" in ended.stdout
+
+
+def test_an_installation_that_fails_says_what_to_do(tmp_path: Path) -> None:
+    # Its own folder, since a failed installation must not mark the real one as stale.
+    for name in ("Makefile", "pyproject.toml", "README.md", "LICENSE"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    (tmp_path / "setup.cfg").write_text((ROOT / "setup.cfg").read_text().replace("flask>=3.1", "flask>=999"))
+    (tmp_path / "constraints.txt").write_text("")
+    ended = subprocess.run(["make", "venv"], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert ended.returncode != 0
+    assert "The installation failed: read the message above" in ended.stdout
+    assert not (tmp_path / ".venv" / ".serve").exists()
