@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Another package index for torch, for builds that the default index does not have (CPU only, another CUDA).
 TORCH_INDEX ?=
+# Several checkouts may share MNIST: without a data/mnist of its own this one takes a shared/data/mnist beside it.
+export SERVEKIT_DATA_DIR ?= $(firstword $(wildcard data/mnist ../shared/data/mnist) data/mnist)
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt

@@ -16,7 +16,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Threads read and write while the network computes, so that health is answered and one slow client holds up no other.
 worker_class = "gthread"
-threads = 8
+threads = 16
 
 timeout = 30  # a worker whose loop is silent for so long is replaced
 graceful_timeout = 25  # below the 30 s after which orchestrators kill

@@ -14,7 +14,7 @@ from tests.server import Server, running
 from train.data import Digits
 from train.linear import LinearSettings
 from train.linear import train as train_linear
-from train.mnist import MnistSettings, load_digits
+from train.mnist import EMBEDDED, MnistSettings, load_digits
 from train.mnist import train as train_mnist
 
 
@@ -34,9 +34,10 @@ def digits() -> Digits:
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Path:
     """A model store as `make train` writes it, with the digit classifier trained for seconds only."""
+    epochs = 20 if digits.source == EMBEDDED else 1
     paths = Settings(model_store=tmp_path_factory.mktemp("model_store"))
     train_linear(LinearSettings(), paths)
-    train_mnist(MnistSettings(epochs=1), paths, digits)
+    train_mnist(MnistSettings(epochs=epochs), paths, digits.first(20_000))
     return paths.model_store
 
 

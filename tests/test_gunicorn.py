@@ -71,7 +71,7 @@ def test_a_worker_computes_on_one_thread(server: Server, digit: bytes) -> None:
         server.post("/predict", digit, "image/png")
     # The loop and at most one thread for each request at a time: nothing of torch's or BLAS' own.
     for worker in server.workers():
-        assert threads_of(worker) <= 1 + 8
+        assert threads_of(worker) <= 1 + 16
 
 
 def test_heartbeats_live_in_memory_and_there_is_no_control_socket(server: Server) -> None:

@@ -34,12 +34,12 @@ def test_a_short_run_learns_to_read_and_says_how_well(store: Path, digits: Digit
     network.load_state_dict(torch.load(folder / "model.pth", weights_only=True))
     images = torch.from_numpy(digits.test_images.astype(np.float32) / 255)[:, None]
     score = accuracy(network, images, torch.from_numpy(digits.test_labels))
-    assert score > (0.97 if digits.source == "MNIST" else 0.8)
+    assert score > (0.95 if digits.source == "MNIST" else 0.8)
     training = json.loads((folder / "model.json").read_text())["training"]
     assert training["scores"]["test_accuracy"] == pytest.approx(score, abs=1e-4)
-    assert training["data"] == {"source": digits.source, "sha256": digits.sha256, "rows": len(digits.train_images)}
+    assert training["data"] == {"source": digits.source, "sha256": digits.sha256, "rows": min(20_000, len(digits.train_images))}
     assert training["test_data"]["rows"] == len(digits.test_images)
-    assert training["settings"]["schedule"]["epochs"] == training["settings"]["epochs"] > 0
+    assert training["settings"]["epochs"] > 0 and training["settings"]["rotation"] > 0
 
 
 def test_the_pictures_are_pictures(store: Path) -> None:
@@ -49,21 +49,9 @@ def test_the_pictures_are_pictures(store: Path) -> None:
             assert len(picture.convert("RGB").getcolors(2**20)) > 50  # not an empty sheet
 
 
-def few(digits: Digits, rows: int = 256) -> Digits:
-    return Digits(
-        digits.train_images[:rows],
-        digits.train_labels[:rows],
-        digits.test_images[:50],
-        digits.test_labels[:50],
-        digits.test_source,
-        digits.source,
-        digits.sha256,
-    )
-
-
 def test_a_seed_makes_a_run_repeatable(tmp_path: Path, digits: Digits) -> None:
     paths = Settings(model_store=tmp_path)
-    folders = [train(MnistSettings(epochs=1, seed=seed), paths, few(digits)) for seed in (1, 1, 2)]
+    folders = [train(MnistSettings(epochs=1, seed=seed), paths, digits.first(256)) for seed in (1, 1, 2)]
     weights = [(folder / "model.pth").read_bytes() for folder in folders]
     assert weights[0] == weights[1] != weights[2]
     curves = [(folder / "learning_curve.png").read_bytes() for folder in folders]
@@ -71,7 +59,7 @@ def test_a_seed_makes_a_run_repeatable(tmp_path: Path, digits: Digits) -> None:
 
 
 def test_fewer_digits_than_a_batch_are_enough(tmp_path: Path, digits: Digits) -> None:
-    folder = train(MnistSettings(epochs=2), Settings(model_store=tmp_path), few(digits, rows=50))
+    folder = train(MnistSettings(epochs=2), Settings(model_store=tmp_path), digits.first(50))
     assert (folder / "model.json").exists()
 
 

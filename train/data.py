@@ -46,6 +46,10 @@ class Digits:
     source: str
     sha256: str  # of what was learnt from
 
+    def first(self, rows: int) -> "Digits":
+        """Return digits with at most `rows` pictures to learn from, for a short run."""
+        return dataclasses.replace(self, train_images=self.train_images[:rows], train_labels=self.train_labels[:rows])
+
 
 def load_mnist(folder: Path) -> Digits:
     """Read MNIST's four files from `folder`; raise FileNotFoundError or DataError."""

@@ -40,18 +40,19 @@ class Point:
 
 def fit(
     network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    train: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
     schedule: Schedule,
     distort: Callable[[Tensor], Tensor],
     generator: Generator,
 ) -> list[Point]:
-    """Train `network` in place on images `(rows, channels, height, width)` and return the learning curve.
+    """Train `network` in place and return the learning curve.
 
-    `distort` makes a batch of training pictures out of a batch of `images`; `test` holds images and labels to score
-    with. Order is drawn from `generator`: with the weights of `network` it decides the outcome.
+    `train` and `test` hold images, `(rows, channels, height, width)`, and labels, `(rows,)`, to learn from and to score
+    with. `distort` makes a batch of pictures to learn from out of a batch of images. The order is drawn from
+    `generator`: with the weights of `network` it decides the outcome.
     """
+    images, labels = train
     steps = schedule.epochs * _batches(len(images), schedule.batch_size)
     optimizer = torch.optim.AdamW(
         network.parameters(), schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from models.mnist import MnistCNN
-from servekit.config import Settings
+from servekit.config import Settings, usable_cores
 from servekit.errors import SettingError
 from servekit.spec import TensorSpec
 from train import pictures
 from train.augment import distort, sharpen, upscale_digits
 from train.data import MIRRORS, DataError, Digits, download_mnist, load_embedded, load_mnist
-from train.loop import Point, Schedule, accuracy, fit, predict
+from train.loop import Point, Schedule, fit, predict
 from train.settings import run, setting
 from train.store import origin, write_version
 
@@ -83,21 +83,14 @@ def train(settings: MnistSettings, paths: Settings, digits: Digits | None = None
     recipe = EMBEDDED_RECIPE if digits.source == EMBEDDED else MNIST_RECIPE
     schedule = dataclasses.replace(recipe.schedule, epochs=settings.epochs or recipe.schedule.epochs)
     print(f"Training on {len(digits.train_images)} images: {digits.source}.")
-    torch.manual_seed(settings.seed)
-    generator = torch.Generator().manual_seed(settings.seed)
-    network = MnistCNN()
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster to train
-    test = _to_tensor(digits.test_images), torch.from_numpy(digits.test_labels)
-    distorted = partial(distort, generator=generator, **recipe.distortion)
-    images, labels = _to_tensor(digits.train_images), torch.from_numpy(digits.train_labels)
-    curve = fit(network, images, labels, test, schedule, distorted, generator)
-    network.eval()
-    score = accuracy(network, *test)
+    network, curve = _fit(digits, schedule, recipe.distortion, settings.seed)
+    predicted = predict(network, _to_tensor(digits.test_images)).numpy()
+    score = float((predicted == digits.test_labels).mean())
     print(f"Accuracy on {len(digits.test_images)} test images ({digits.test_source}): {score:.2%}.")
     training = {
         "data": {"source": digits.source, "sha256": digits.sha256, "rows": len(digits.train_images)},
         "test_data": {"source": digits.test_source, "rows": len(digits.test_images)},
-        "settings": dataclasses.asdict(settings) | dataclasses.asdict(recipe) | {"schedule": dataclasses.asdict(schedule)},
+        "settings": {**dataclasses.asdict(settings), **dataclasses.asdict(schedule), **recipe.distortion},
         "seed": settings.seed,
         "scores": {"test_accuracy": score},
     }
@@ -105,7 +98,7 @@ def train(settings: MnistSettings, paths: Settings, digits: Digits | None = None
         paths.model_store,
         NAME,
         network,
-        pictures=_draw(curve, network, test, score),
+        pictures=_draw(curve, digits.test_labels, predicted),
         handler="servekit.handlers.image:ImageHandler",
         options={"background": "black"},
         inputs=(TensorSpec("image", "float32", (-1, 1, 28, 28)),),
@@ -158,9 +151,27 @@ def _to_pixels(images: Tensor) -> np.ndarray:
     return (images[:, 0] * 255).round().to(torch.uint8).numpy()
 
 
-def _draw(curve: list[Point], network: MnistCNN, test: tuple[Tensor, Tensor], score: float) -> dict[str, bytes]:
-    images, labels = test
-    counts = pictures.confusion_counts(labels.numpy(), predict(network, images).numpy(), CLASSES)
+def _fit(
+    digits: Digits, schedule: Schedule, distortion: Mapping[str, Any], seed: int
+) -> tuple[MnistCNN, list[Point]]:
+    torch.set_num_threads(usable_cores())  # torch counts the cores of the machine, not those of its container
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    network = MnistCNN()
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster to train
+    curve = fit(
+        network,
+        (_to_tensor(digits.train_images), torch.from_numpy(digits.train_labels)),
+        (_to_tensor(digits.test_images), torch.from_numpy(digits.test_labels)),
+        schedule,
+        partial(distort, generator=generator, **distortion),
+        generator,
+    )
+    return network.eval(), curve
+
+
+def _draw(curve: list[Point], labels: np.ndarray, predicted: np.ndarray) -> dict[str, bytes]:
+    counts = pictures.confusion_counts(labels, predicted, CLASSES)
     names = [str(digit) for digit in range(CLASSES)]
     return {
         "learning_curve.png": pictures.learning_curve(curve, "Learning to read digits"),
