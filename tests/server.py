@@ -18,6 +18,7 @@ from werkzeug.datastructures import FileStorage, MultiDict
 from werkzeug.test import encode_multipart
 
 ROOT = Path(__file__).parent.parent
+OURS = ("SERVEKIT_", "GUNICORN_", "MAKE", "MFLAGS")  # variables that must not reach a server under test
 START_SECONDS = 90.0  # on a machine that is busy with other tests
 Reply = tuple[int, dict[str, str], Any]
 
@@ -115,7 +116,7 @@ def wait_for(condition: Any, process: subprocess.Popen[bytes] | None = None, sec
 
 def environment(**extra: str) -> dict[str, str]:
     """Return this process's environment without settings of servekit or Gunicorn, and with `extra`."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SERVEKIT_", "GUNICORN_"))}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     inherited.pop("WEB_CONCURRENCY", None)
     return inherited | extra
 

@@ -118,7 +118,7 @@ def test_the_training_commands_of_the_readme_have_settings_that_exist(tmp_path: 
 
 
 def test_make_help_lists_every_verb_with_its_sentence() -> None:
-    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["make", "help"], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True).stdout
     verbs = re.search(r"\.PHONY: (.*)", (ROOT / "Makefile").read_text())[1].split()
     assert [line.split()[1] for line in listed.splitlines()] == verbs
     assert all(len(line.split()) > 3 for line in listed.splitlines())

@@ -85,7 +85,7 @@ def test_the_number_of_workers_follows_the_cores_and_gunicorns_own_switches(tmp_
     variables = {"SERVEKIT_MODEL_STORE": str(linear_store)}
     with running(tmp_path / "log", **variables) as server:
         assert len(server.workers()) == usable_cores()
-    arguments = {"GUNICORN_CMD_ARGS": "--workers 3 --worker-class sync", "WEB_CONCURRENCY": "2"}
+    arguments = {"GUNICORN_CMD_ARGS": "--workers 3 --worker-class sync --threads 1", "WEB_CONCURRENCY": "2"}
     with running(tmp_path / "log", **variables, **arguments) as server:
         assert len(server.workers()) == 3
         assert "3 (sync)" in server.text()

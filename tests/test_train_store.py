@@ -41,12 +41,14 @@ def test_versions_are_numbered_and_never_edited(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, ValueError])
 def test_a_run_that_ends_early_leaves_nothing(tmp_path: Path, failure: type[BaseException]) -> None:
-    class Interrupting(LinearRegressor):
-        def state_dict(self) -> None:
+    class Interrupting(dict):
+        def items(self) -> None:
+            assert list((tmp_path / "linear").iterdir())  # in the middle of writing
             raise failure
 
+    fields = FIELDS | {"training": Interrupting(made="so")}
     with pytest.raises(failure):
-        write_version(tmp_path, "linear", Interrupting(), {}, **FIELDS)
+        write_version(tmp_path, "linear", LinearRegressor(), {}, **fields)
     assert list((tmp_path / "linear").iterdir()) == []
 
 

@@ -1,6 +1,5 @@
 """Writing a version folder into a model store, whole or not at all."""
 
-import contextlib
 import datetime
 import io
 import os
@@ -8,7 +7,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +25,23 @@ def write_version(store: Path, name: str, network: torch.nn.Module, pictures: Ma
 
     `pictures` are PNG files by name; `spec` are the fields of `ModelSpec` except `network` and `files`.
     """
-    with _new_version(store, name) as folder:
-        weights = io.BytesIO()
-        torch.save(_on_cpu(network), weights)
-        files = {WEIGHTS: weights.getvalue(), **pictures}
+    weights = io.BytesIO()
+    torch.save(_on_cpu(network), weights)
+    files = {WEIGHTS: weights.getvalue(), **pictures}
+    sums = {file: sha256(content) for file, content in files.items()}
+    reference = f"{type(network).__module__}:{type(network).__qualname__}"
+    (store / name).mkdir(parents=True, exist_ok=True)
+    # The dot keeps a half-written folder, even one left by a crash, out of every scan.
+    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=store / name))
+    try:
         for file, content in files.items():
-            (folder / file).write_bytes(content)
-        sums = {file: sha256(content) for file, content in files.items()}
-        reference = f"{type(network).__module__}:{type(network).__qualname__}"
-        write_spec(folder, ModelSpec(network=reference, files=sums, **spec))
-    return store / name / str(scan(store)[name][-1])
+            (temporary / file).write_bytes(content)
+        write_spec(temporary, ModelSpec(network=reference, files=sums, **spec))
+        temporary.chmod(0o755)
+        return _rename_to_next(temporary, store, name)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def origin(seconds: float) -> dict[str, Any]:
@@ -57,29 +63,13 @@ def _on_cpu(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
 
 
-@contextlib.contextmanager
-def _new_version(store: Path, name: str) -> Iterator[Path]:
-    """Give a temporary folder; rename it to the next free number on success, remove it on any failure."""
-    (store / name).mkdir(parents=True, exist_ok=True)
-    # The dot keeps a half-written folder, even one left by a crash, out of every scan.
-    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=store / name))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        _rename_to_next(temporary, store, name)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _rename_to_next(folder: Path, store: Path, name: str) -> None:
+def _rename_to_next(folder: Path, store: Path, name: str) -> Path:
     while True:
-        number = max(scan(store).get(name, [0])) + 1
+        version = store / name / str(max(scan(store).get(name, [0])) + 1)
         try:
-            folder.rename(store / name / str(number))
-            return
+            return folder.rename(version)
         except OSError:
-            if not (store / name / str(number)).exists():  # not a race with another run for this number
+            if not version.exists():  # not a race with another run for this number
                 raise
 
 
