@@ -120,9 +120,8 @@ def test_ctrl_c_leaves_nothing_and_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.parametrize("recipe", ["train.linear", "train.mnist"])
-def test_a_recipe_refuses_an_unknown_setting(recipe: str) -> None:
-    command = [sys.executable, "-m", recipe, "--epohcs", "3"]
+def test_a_recipe_refuses_an_unknown_setting() -> None:
+    command = [sys.executable, "-m", "train.mnist", "--epohcs", "3"]
     ended = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stderr) == (1, "Unknown setting --epohcs; did you mean --epochs?\n")
 
