@@ -9,11 +9,11 @@ from servekit.handlers.base import Handler
 
 
 class Slow(nn.Module):
-    """Takes half a second for each pass with an input above zero; the warm-up's zeros pass at once."""
+    """Takes a second and a half for each pass with an input above zero; the warm-up's zeros pass at once."""
 
     def forward(self, value: Tensor) -> Tensor:
         if value.max() > 0:
-            time.sleep(0.5)
+            time.sleep(1.5)
         return value
 
 

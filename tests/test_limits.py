@@ -14,7 +14,7 @@ from tests.versions import write_regressor
 
 @pytest.fixture
 def slow(tmp_path: Path) -> Iterator[Server]:
-    """One worker whose network takes half a second, with a deadline below that."""
+    """One worker whose network takes a second and a half, with a deadline far below that."""
     write_regressor(tmp_path / "store", networks.Slow())
     variables = {"SERVEKIT_MODEL_STORE": str(tmp_path / "store"), "SERVEKIT_DEADLINE_SECONDS": "0.3"}
     with running(tmp_path / "log", WEB_CONCURRENCY="1", **variables) as server:
@@ -40,7 +40,7 @@ def test_a_request_that_waits_past_its_deadline_gets_504(slow: Server) -> None:
     assert sorted(status for _, status, _ in replies) == [200, 504, 504, 504]
     for seconds, status, answer in replies:
         if status == 504:
-            assert seconds < 0.48
+            assert seconds < 1.2
             assert answer == {"error": "The server was too busy to answer before the deadline; try again later."}
     assert slow.post_form("/predict", "value=5")[0] == 200
 
