@@ -3,7 +3,7 @@
 import os
 
 from servekit.config import usable_cores
-from servekit.hooks import Logger, child_exit, on_exit, on_starting, post_fork, post_worker_init  # noqa: F401
+from servekit.hooks import Logger, child_exit, on_starting, post_fork, post_worker_init  # noqa: F401
 from servekit.logs import ACCESS_FORMAT
 
 wsgi_app = "wsgi:app"
@@ -22,8 +22,10 @@ timeout = 30  # a worker whose loop is silent for so long is replaced
 graceful_timeout = 25  # below the 30 s after which orchestrators kill
 keepalive = 5
 
-worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None  # a heartbeat on a busy disk can be late
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a heartbeat on a busy disk can be late
 control_socket_disable = True  # its default path is shared by every Gunicorn of a user
+
+forwarder_headers = ""  # no header of a client sets the script name or path
 
 logger_class = Logger
 accesslog = "-"

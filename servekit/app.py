@@ -1,8 +1,6 @@
 """The application factory: the table of contents of the server."""
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from flask import Flask
 
@@ -12,12 +10,12 @@ from servekit.config import Settings
 from servekit.repository import Repository
 
 
-def create_app(overrides: Mapping[str, Any] | None = None) -> Flask:
-    """Return the application with every model loaded; `overrides` are settings that win over `SERVEKIT_*`.
+def create_app(settings: Settings | None = None) -> Flask:
+    """Return the application with every model loaded; without `settings` they come from `SERVEKIT_*`.
 
     Raises StartupError, whose message names the file or setting and the remedy.
     """
-    settings = Settings.from_environ(os.environ, overrides)
+    settings = settings or Settings.from_environ(os.environ)
     repository = Repository.load(settings.model_store)
 
     app = Flask("servekit", static_folder=None)

@@ -12,18 +12,24 @@ from typing import Any
 from servekit.errors import InvalidInput
 
 MAX_JSON_DEPTH = 100  # deeper is no honest request, and a recursive parser pays for it
+MAX_JSON_CONTAINERS = 1_000_000  # an empty list is two bytes to send and sixty-four to hold
 
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_JSON_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# Possessive: without ways back to remember, a string of megabytes costs no memory.
+_JSON_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_BRACKET = re.compile(r"[\[\]{}]")
 _FLOAT32_MAX = 3.4028234663852886e38
 
 
 def parse_json(body: bytes) -> Any:
     """Parse a JSON body; raise InvalidInput for what RFC 8259 does not allow, a name given twice, or deep nesting."""
-    if _depth(body) > MAX_JSON_DEPTH:
-        raise InvalidInput(f"The JSON is nested too deep; at most {MAX_JSON_DEPTH} levels are read.")
     try:
-        return json.loads(body, parse_constant=_refuse_constant, object_pairs_hook=_unique_members)
+        text = body.decode()
+        if text.count("[") + text.count("{") > MAX_JSON_CONTAINERS:
+            raise InvalidInput(f"The JSON holds too many lists and objects; at most {MAX_JSON_CONTAINERS} are read.")
+        if _depth(text) > MAX_JSON_DEPTH:
+            raise InvalidInput(f"The JSON is nested too deep; at most {MAX_JSON_DEPTH} levels are read.")
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_members)
     except ValueError:  # bad JSON, bad UTF-8, or an integer of thousands of digits
         raise InvalidInput("The body is not valid JSON.") from None
 
@@ -57,16 +63,13 @@ def decode_base64(text: str) -> bytes:
         raise InvalidInput("The text is not valid base64.") from None
 
 
-def _depth(body: bytes) -> int:
-    if body.count(b"[") + body.count(b"{") <= MAX_JSON_DEPTH:
+def _depth(text: str) -> int:
+    if text.count("[") + text.count("{") <= MAX_JSON_DEPTH:
         return 0  # too few brackets to be deep: the usual case costs two scans
     depth = deepest = 0
-    for byte in _JSON_STRING.sub(b"", body):
-        if byte in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif byte in b"]}":
-            depth -= 1
+    for mark in _BRACKET.findall(_JSON_STRING.sub("", text)):
+        depth += 1 if mark in "[{" else -1
+        deepest = max(deepest, depth)
     return deepest
 
 

@@ -1,4 +1,4 @@
-"""Every setting of servekit: defaults here, then `SERVEKIT_*` variables, then what a test hands in.
+"""Every setting of servekit: defaults here, then `SERVEKIT_*` variables.
 
 Standard library only: `gunicorn.conf.py` reads this module in the master process, which loads nothing that starts
 threads.
@@ -15,6 +15,7 @@ from typing import Any
 from servekit.errors import SettingError
 
 PREFIX = "SERVEKIT_"
+MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"  # the Prometheus client's variable: the folder that workers share
 LOG_FORMATS = ("text", "json")
 _ROOT = Path("/")
 
@@ -36,8 +37,8 @@ class Settings:
         _require(self.log_format in LOG_FORMATS, "log_format", "one of: " + ", ".join(LOG_FORMATS))
 
     @classmethod
-    def from_environ(cls, environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None) -> "Settings":
-        """Read `SERVEKIT_*` from `environ`; `overrides` (by field name) win over it.
+    def from_environ(cls, environ: Mapping[str, str]) -> "Settings":
+        """Read `SERVEKIT_*` from `environ`.
 
         Raises SettingError for an unknown variable, naming the nearest one, and for a value that cannot be read.
         """
@@ -50,7 +51,7 @@ class Settings:
             if name not in fields:
                 raise SettingError(unknown_name("setting", variable, (PREFIX + field.upper() for field in fields), PREFIX))
             values[name] = _read(name, type(fields[name].default), environ[variable])
-        return cls(**{**values, **(overrides or {})})
+        return cls(**values)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], prefix: str = "") -> str:

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 _KEY = "servekit"
 _SENTENCES = {
-    HTTPStatus.NOT_FOUND: "There is nothing at this address; the routes are listed in docs/http.md.",
+    HTTPStatus.NOT_FOUND: "There is nothing at this address; POST to /predict, or GET /health.",
     HTTPStatus.METHOD_NOT_ALLOWED: "This address does not take that method; the Allow header lists those it takes.",
     HTTPStatus.BAD_REQUEST: "The request cannot be understood.",
 }
@@ -39,7 +39,12 @@ def init_app(app: Flask, settings: Settings, repository: Repository) -> None:
 
 def repository() -> Repository:
     """Return the models of this worker."""
-    return cast(Repository, current_app.extensions[_KEY])
+    return repository_of(current_app)
+
+
+def repository_of(app: Flask) -> Repository:
+    """Return the models that `app` serves."""
+    return cast(Repository, app.extensions[_KEY])
 
 
 def deadline() -> float:
@@ -78,7 +83,7 @@ def _render_http(error: HTTPException) -> Response:
     message = _SENTENCES.get(status, f"{status.phrase}.")
     if status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         limit = current_app.config["MAX_CONTENT_LENGTH"]
-        message = f"The request is too large; at most {limit} bytes and {MAX_PARTS} files are read."
+        message = f"The request is too large; at most {limit} bytes and {MAX_PARTS} files or fields are read."
     response = error_response(message, status)
     for name, value in error.get_headers(request.environ):
         if name != "Content-Type":

@@ -3,10 +3,13 @@
 The master imports this module, so it loads nothing that starts threads.
 """
 
+import atexit
 import logging
+import math
 import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,11 +22,10 @@ from gunicorn.config import Config
 from gunicorn.workers.base import Worker
 
 import servekit
-from servekit.config import Settings
+from servekit.config import MULTIPROCESS_DIR, Settings
 from servekit.errors import StartupError
-from servekit.logs import dress
+from servekit.logs import configure_handler
 
-MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 RESPAWN_PAUSE_SECONDS = 2.0  # between two tries of a worker that cannot load its models while others serve
 
 log = logging.getLogger("servekit")
@@ -33,20 +35,29 @@ class Logger(glogging.Logger):
     """Gunicorn's logger, with our lines on its handlers: `--log-level`, `--access-logfile` and the rest still work."""
 
     def setup(self, cfg: Config) -> None:
-        """Set up as Gunicorn does, then dress its handlers and share them with servekit's own loggers."""
+        """Set up as Gunicorn does, then format its handlers and share them with servekit's own loggers.
+
+        Gunicorn calls this first of all, so what cannot be used is refused here: a RuntimeError is printed as one
+        sentence before it exits.
+        """
+        if cfg.preload_app:
+            raise RuntimeError("preload_app cannot be used: each worker loads its own models. Leave it off.")
+        if cfg.workers < 1:
+            raise RuntimeError("A server needs at least one worker; set WEB_CONCURRENCY or --workers to 1 or more.")
         super().setup(cfg)
         try:
             log_format = Settings.from_environ(os.environ).log_format
         except StartupError as error:
-            raise RuntimeError(str(error)) from None  # what Gunicorn prints as one sentence before it exits
+            raise RuntimeError(str(error)) from None
         for handler in [*self.error_log.handlers, *self.access_log.handlers]:
-            dress(handler, log_format)
+            if getattr(handler, "_gunicorn", False):  # not those of the user's own --log-config
+                configure_handler(handler, log_format)
         log.handlers = list(self.error_log.handlers)
         log.setLevel(self.loglevel)
         log.propagate = False
 
 
-class Board:
+class StartupState:
     """What the workers of one master tell one another about the start, in memory that they share."""
 
     def __init__(self, workers: int) -> None:
@@ -72,18 +83,25 @@ class Board:
             return bool(self._refused.value == 1)
 
 
-_board: Board | None = None  # made by the master before it forks; None outside Gunicorn
+_state: StartupState | None = None  # made by the master before it forks; None outside Gunicorn
 _worker: Worker | None = None  # this process, if it is a worker
-_own_metrics_dir: Path | None = None  # made by the master, and removed by it
 
 
 def on_starting(server: Arbiter) -> None:
-    """Prepare the master: shared memory for its workers, and an empty folder for their metrics."""
-    global _board
-    if server.cfg.preload_app:
-        raise RuntimeError("preload_app cannot be used: each worker loads its own models. Leave it off.")
-    _board = Board(server.num_workers)
+    """Prepare the master: shared memory for its workers, an empty folder for their metrics, a guard for reloads."""
+    global _state
+    _state = StartupState(server.num_workers)
     _prepare_metrics_dir()
+    reload = server.reload
+
+    def reload_if_servable() -> None:
+        """Reload, unless the new workers could not serve: Gunicorn stops the old ones without waiting for them."""
+        if reason := _why_not_servable(server.cfg.chdir):
+            log.error("Not reloaded, the old workers go on: %s", reason)
+        else:
+            reload()
+
+    server.reload = reload_if_servable
 
 
 def post_fork(server: Arbiter, worker: Worker) -> None:
@@ -94,10 +112,12 @@ def post_fork(server: Arbiter, worker: Worker) -> None:
 
 def post_worker_init(worker: Worker) -> None:
     """Note that this worker has loaded its models; the last of the first ones announces the server."""
-    assert _board is not None
-    models = worker.wsgi.extensions["servekit"].models
-    had_started = _board.has_started()
-    if _board.add_ready():
+    assert _state is not None
+    from servekit.ext import repository_of  # not in the master: it imports Flask and numpy
+
+    models = repository_of(worker.wsgi).models
+    had_started = _state.has_started()
+    if _state.add_ready():
         log.info("%s", banner(worker.cfg, worker.sockets[0].getsockname(), models))
     elif had_started:
         log.info("A new worker is ready: %s", _listing(models))
@@ -110,38 +130,34 @@ def child_exit(server: Arbiter, worker: Worker) -> None:
     mark_worker_dead(worker.pid)
 
 
-def on_exit(server: Arbiter) -> None:
-    """Remove what the master has made."""
-    if _own_metrics_dir is not None:
-        shutil.rmtree(_own_metrics_dir, ignore_errors=True)
-
-
 def refuse(error: StartupError) -> NoReturn:
     """End a process that cannot serve, saying why in one sentence.
 
     At the start of the server the first worker to fail speaks for all, and the master ends with it. Later, when others
     serve already, only this worker ends; the master will try another.
     """
-    if _board is None or _worker is None:  # the development server, or another server than Gunicorn
+    if _state is None or _worker is None:  # the development server, or another server than Gunicorn
         sys.exit(f"servekit cannot start: {error}")
-    if _board.has_started():
+    if _state.has_started():
         log.error("A new worker cannot serve: %s", error)
-        time.sleep(RESPAWN_PAUSE_SECONDS)
+        _sleep_unless_stopped(_worker, RESPAWN_PAUSE_SECONDS)
         sys.exit(1)
-    if _board.claim_refusal():
+    if _state.claim_refusal():
         log.error("servekit cannot start: %s", error)
         sys.exit(Arbiter.WORKER_BOOT_ERROR)
     # A second worker that ended like the first would meet the master while it stops, and make it print a traceback.
-    while _worker.alive and os.getppid() == _worker.ppid:
-        time.sleep(0.02)
+    _sleep_unless_stopped(_worker, math.inf)
     sys.exit(0)
 
 
 def banner(cfg: Config, address: Any, models: list[Any]) -> str:
     """Return what the server prints when it is ready: where it listens, what it holds, and a line to try."""
     if isinstance(address, tuple):
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(address[0], address[0])
-        where, curl, url = f"http://{address[0]}:{address[1]}", "curl", f"http://{host}:{address[1]}"
+        scheme = "https" if cfg.is_ssl else "http"
+        host, port = address[:2]
+        reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        where, url = (f"{scheme}://{_bracketed(name)}:{port}" for name in (host, reachable))
+        curl = "curl"
     else:
         where, curl, url = f"unix:{address}", f"curl --unix-socket {address}", "http://localhost"
     attempt = f'{curl} -X POST -d "value=5" {url}/predict'
@@ -156,19 +172,45 @@ def banner(cfg: Config, address: Any, models: list[Any]) -> str:
     )
 
 
+def _bracketed(host: Any) -> str:
+    return f"[{host}]" if ":" in host else str(host)
+
+
+def _sleep_unless_stopped(worker: Worker, seconds: float) -> None:
+    """Wait, but no longer than until the master tells this worker to stop, or is gone."""
+    deadline = time.monotonic() + seconds
+    while worker.alive and os.getppid() == worker.ppid and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _why_not_servable(folder: str) -> str:
+    """Return why a worker started now could not serve, or "": load the application in a process of its own."""
+    variables = {name: value for name, value in os.environ.items() if name != MULTIPROCESS_DIR}
+    command = [sys.executable, "-c", "import wsgi"]
+    trial = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
+    return "" if trial.returncode == 0 else (trial.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+
+
 def _listing(models: list[Any]) -> str:
     return ", ".join(f"{model.name}/{model.version}" for model in models)
 
 
 def _prepare_metrics_dir() -> None:
     """Name a folder for the workers' metrics: the user's, emptied of an earlier run, or a new one in memory."""
-    global _own_metrics_dir
     if given := os.environ.get(MULTIPROCESS_DIR):
         folder = Path(given)
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in folder.glob("*.db"):
-            file.unlink()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in folder.glob("*.db"):
+                file.unlink()
+        except OSError as error:
+            raise RuntimeError(f"{MULTIPROCESS_DIR}={given} cannot be used as a folder: {error.strerror}.") from None
         return
-    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    _own_metrics_dir = Path(tempfile.mkdtemp(prefix="servekit-metrics-", dir=memory))
-    os.environ[MULTIPROCESS_DIR] = str(_own_metrics_dir)
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    os.environ[MULTIPROCESS_DIR] = tempfile.mkdtemp(prefix="servekit-metrics-", dir=memory)
+    atexit.register(_remove_metrics_dir, os.environ[MULTIPROCESS_DIR], os.getpid())
+
+
+def _remove_metrics_dir(folder: str, master: int) -> None:
+    if os.getpid() == master:  # its workers run what the master has registered, too
+        shutil.rmtree(folder, ignore_errors=True)

@@ -67,7 +67,7 @@ def is_worth_a_line(record: logging.LogRecord) -> bool:
     return record.args["U"] not in PROBE_PATHS or str(record.args["s"]) >= "400"
 
 
-def dress(handler: logging.Handler, log_format: str) -> None:
+def configure_handler(handler: logging.Handler, log_format: str) -> None:
     """Give `handler` the formatter for `log_format` ("text" or "json") and the filter for health checks."""
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     if is_worth_a_line not in handler.filters:

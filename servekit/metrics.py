@@ -13,10 +13,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from servekit.config import MULTIPROCESS_DIR
+
 if TYPE_CHECKING:
     from flask import Flask
 
-MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 UNMATCHED = "unmatched"  # the route label of a request that no route takes
 OTHER = "other"  # the method label of a method that HTTP does not define
 
@@ -60,7 +61,11 @@ class ModelMeter:
     def __init__(self, model: str, version: str) -> None:
         self._rows = rows.labels(model, version)
         self._seconds = inference_seconds.labels(model, version)
-        models_loaded.labels(model, version).set(1)
+        self._loaded = models_loaded.labels(model, version)
+
+    def set_loaded(self) -> None:
+        """Count this worker among those that hold the version."""
+        self._loaded.set(1)
 
     def observe(self, row_count: int, seconds: float) -> None:
         """Count one request of `row_count` rows that took `seconds`."""
@@ -87,7 +92,10 @@ def render(accept: str | None, names: list[str] | None, registry: CollectorRegis
     if MULTIPROCESS_DIR in os.environ:
         registry = CollectorRegistry(auto_describe=bool(names))  # names can only be selected once they are described
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    encode, content_type = choose_encoder(accept or "")
+    try:
+        encode, content_type = choose_encoder(accept or "")
+    except (TypeError, ValueError):  # a version in the header that is no version
+        encode, content_type = choose_encoder("")
     selected = registry.restricted_registry(names) if names else registry
     return encode(selected).decode(), content_type
 

@@ -3,11 +3,12 @@
 import textwrap
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from servekit.batcher import Batcher
+from servekit.batcher import Batcher, remaining
 from servekit.engines import Engine
 from servekit.errors import InvalidInput, ModelLoadError
 from servekit.handlers.base import Handler
@@ -26,7 +27,11 @@ class Model:
         self.device = engine.device
         self._handler = handler
         self._batcher = Batcher(engine, spec.max_batch_rows)
-        self._meter = ModelMeter(name, version)
+
+    @cached_property
+    def meter(self) -> ModelMeter:
+        """The metrics of this version. They appear when it is first asked for, so not for a model that is not served."""
+        return ModelMeter(self.name, self.version)
 
     def predict(self, tensors: Tensors, deadline: float) -> Tensors:
         """Return the answer for every row of `tensors`; `deadline` is a time of the monotonic clock, in seconds.
@@ -40,25 +45,29 @@ class Model:
 
         Those that can be read go through the network together.
         """
-        prepared = [_attempt(self._handler.preprocess, tensors) for tensors in requests]
+        prepared = []
+        for tensors in requests:
+            remaining(deadline)  # reading a thousand large images takes time too
+            prepared.append(_attempt(self._handler.preprocess, tensors))
         readable = [tensors for tensors in prepared if not isinstance(tensors, InvalidInput)]
         if not readable:
             return prepared
         outputs = self._infer(concatenate(readable), deadline)
         answers: list[Tensors | InvalidInput] = []
         start = 0
-        for tensors in prepared:
-            if not isinstance(tensors, InvalidInput):
-                stop = start + row_count(tensors)
-                tensors = _attempt(self._handler.postprocess, slice_rows(outputs, slice(start, stop)))
-                start = stop
-            answers.append(tensors)
+        for request in prepared:
+            if isinstance(request, InvalidInput):
+                answers.append(request)
+                continue
+            stop = start + row_count(request)
+            answers.append(_attempt(self._handler.postprocess, slice_rows(outputs, slice(start, stop))))
+            start = stop
         return answers
 
     def _infer(self, tensors: Tensors, deadline: float) -> Tensors:
         started = time.monotonic()
         outputs = self._batcher(tensors, deadline)
-        self._meter.observe(row_count(tensors), time.monotonic() - started)
+        self.meter.observe(row_count(tensors), time.monotonic() - started)
         return outputs
 
 
@@ -95,12 +104,13 @@ def _make_handler(folder: Path, spec: ModelSpec) -> Handler:
 
 def _warm_up(engine: Engine, folder: Path, spec: ModelSpec) -> None:
     """Run a row of zeros, so that the first client does not pay for first-time work, and compare with the spec."""
-    row = {tensor.name: np.zeros((1, *tensor.shape[1:]), tensor.dtype) for tensor in spec.inputs}
     try:
-        outputs = engine(row)
+        outputs = engine({tensor.name: np.zeros((1, *tensor.shape[1:]), tensor.dtype) for tensor in spec.inputs})
     except Exception as error:
         reason = textwrap.shorten(str(error), 300)
-        raise ModelLoadError(f"{folder / FILE_NAME}: the network {spec.network} fails on its inputs: {reason}.") from error
+        raise ModelLoadError(
+            f"{folder / FILE_NAME}: the network {spec.network} fails on its inputs: {reason}; correct one of them."
+        ) from error
     for tensor in spec.outputs:
         array = outputs[tensor.name]
         if (array.dtype.name, array.shape) != (tensor.dtype, (1, *tensor.shape[1:])):

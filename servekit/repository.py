@@ -1,17 +1,11 @@
 """From disk to memory: which versions a model store holds, and the models loaded from it."""
 
-import logging
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from servekit.errors import ModelLoadError, ModelNotFound, NotReady
 from servekit.model import Model, load_model
-
-log = logging.getLogger(__name__)
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_VERSION = re.compile(r"[1-9][0-9]*")
+from servekit.spec import scan
 
 
 class Repository:
@@ -26,7 +20,11 @@ class Repository:
         versions = scan(store)
         if not versions:
             raise ModelLoadError(f"There is no model in {store}; run `make train`, or set SERVEKIT_MODEL_STORE.")
-        return cls(load_model(name, str(max(found)), store / name / str(max(found))) for name, found in versions.items())
+        newest = {name: str(found[-1]) for name, found in versions.items()}
+        repository = cls(load_model(name, version, store / name / version) for name, version in newest.items())
+        for model in repository.models:  # not before all are loaded: a worker that ends here serves none of them
+            model.meter.set_loaded()
+        return repository
 
     @property
     def models(self) -> list[Model]:
@@ -45,20 +43,3 @@ class Repository:
         """Raise NotReady, with the reason, if no prediction can be made."""
         if not self._models:
             raise NotReady("No model is loaded.")
-
-
-def scan(store: Path) -> dict[str, list[int]]:
-    """Return the versions that `store` holds, by model name, in order; what is no model is passed over.
-
-    A folder whose name begins with a dot is a version that is still being written.
-    """
-    versions: dict[str, list[int]] = {}
-    for folder in sorted(store.glob("*/*")):
-        name, version = folder.parent.name, folder.name
-        if version.startswith(".") or not folder.is_dir():
-            continue
-        if _NAME.fullmatch(name) and _VERSION.fullmatch(version):
-            versions.setdefault(name, []).append(int(version))
-        else:
-            log.warning("Passed over %s: a version folder is <name>/<number>, such as mnist/1.", folder)
-    return {name: sorted(found) for name, found in versions.items()}

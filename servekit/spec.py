@@ -1,14 +1,15 @@
-"""model.json: what it may say, and reading, checking and writing it.
+"""The model store on disk: its version folders, and what their `model.json` may say; reading, checking, writing it.
 
 A version folder holds `model.json` and the files that it names, and is never edited once written. The file says what
-the server needs (handler, network, inputs, outputs, labels) and how the model came to be (`training`), which the server
-only passes on.
+the server needs (handler, network, inputs, outputs) and, for people, the names of the classes and how the model came to
+be (`training`).
 """
 
 import dataclasses
 import hashlib
 import importlib
 import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +18,15 @@ from typing import Any
 from servekit.config import unknown_name
 from servekit.errors import ModelLoadError
 
+log = logging.getLogger(__name__)
+
 FILE_NAME = "model.json"
+WEIGHTS = "model.pth"
 RETRAIN = "train the model again, or put back the folder as it was written"
 
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_VERSION = re.compile(r"[1-9][0-9]*")
 _DTYPES = ("float32", "float64", "int32", "int64", "uint8", "bool", "bytes")
 
 
@@ -68,6 +74,7 @@ class ModelSpec:
         """Check and convert the content of a model.json; raise ValueError with what is wrong."""
         if not isinstance(value, dict):
             raise ValueError("it must hold one JSON object")
+        value = dict(value)
         known = {field.name: field for field in dataclasses.fields(cls)}
         for name in value:
             if name not in known:
@@ -83,6 +90,23 @@ class ModelSpec:
     def to_json(self) -> dict[str, Any]:
         """Return the object that `from_json` reads."""
         return dataclasses.asdict(self)
+
+
+def scan(store: Path) -> dict[str, list[int]]:
+    """Return the versions that `store` holds, by model name, in order; what is no model is passed over.
+
+    A folder whose name begins with a dot is a version that is still being written.
+    """
+    versions: dict[str, list[int]] = {}
+    for folder in sorted(store.glob("*/*")):
+        name, version = folder.parent.name, folder.name
+        if version.startswith(".") or not folder.is_dir():
+            continue
+        if _NAME.fullmatch(name) and _VERSION.fullmatch(version):
+            versions.setdefault(name, []).append(int(version))
+        else:
+            log.warning("Passed over %s: a version folder is <name>/<number>, such as mnist/1.", folder)
+    return {name: sorted(found) for name, found in versions.items()}
 
 
 def read_spec(folder: Path) -> ModelSpec:

@@ -17,6 +17,13 @@ class Slow(nn.Module):
         return value
 
 
+class ThreadCounter(nn.Module):
+    """Answers with the number of threads that torch computes with."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        return value * 0 + torch.get_num_threads()
+
+
 class Hungry(nn.Module):
     """Asks for 8 PB when the input is above zero."""
 

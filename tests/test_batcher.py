@@ -51,8 +51,19 @@ def test_threads_take_turns() -> None:
     assert (len(engine.passes), engine.most) == (8, 1)
 
 
+def test_models_share_the_one_core_of_a_worker() -> None:
+    engine = CountingEngine(seconds=0.01)
+    batchers = [Batcher(engine, 32) for _ in range(4)]
+    threads = [threading.Thread(target=batcher, args=(rows(1), time.monotonic() + SOON)) for batcher in batchers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(engine.passes), engine.most) == (4, 1)
+
+
 def test_a_request_that_waits_past_its_deadline_is_never_run() -> None:
-    engine = CountingEngine(seconds=0.3)
+    engine = CountingEngine(seconds=2.0)
     batcher = Batcher(engine, 32)
     holder = threading.Thread(target=batcher, args=(rows(5), time.monotonic() + SOON))
     holder.start()
@@ -61,7 +72,7 @@ def test_a_request_that_waits_past_its_deadline_is_never_run() -> None:
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         batcher(rows(1), started + 0.05)
-    assert time.monotonic() - started < 0.25
+    assert time.monotonic() - started < 1.5
     holder.join()
     assert engine.passes == [5]
 

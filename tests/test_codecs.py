@@ -1,5 +1,6 @@
 import base64
 import math
+import resource
 
 import pytest
 
@@ -44,6 +45,19 @@ def test_deep_json_is_refused_before_it_is_parsed() -> None:
         with pytest.raises(InvalidInput, match="too deep"):
             parse_json(b"[" * depth + b"]" * depth)
     assert parse_json(b"[" * MAX_JSON_DEPTH + b"]" * MAX_JSON_DEPTH)
+
+
+def test_a_long_string_costs_no_memory_of_its_own() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    body = b'{"a": ' + b"[" * 60 + b"]" * 60 + b', "b": ' + b"[" * 60 + b"]" * 60 + b', "c": "' + b"x" * 20_000_000 + b'"}'
+    assert len(parse_json(body)["c"]) == 20_000_000
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 200_000  # kilobytes: the body and a few copies of it, not a hundred
+
+
+def test_a_body_of_empty_lists_is_refused_before_it_is_parsed() -> None:
+    with pytest.raises(InvalidInput, match="too many lists and objects"):
+        parse_json(b"[" + b"[]," * 1_000_001 + b"[]]")
 
 
 def test_many_brackets_that_are_not_deep_are_read() -> None:

@@ -4,15 +4,21 @@ import dataclasses
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from servekit import metrics
+from servekit.app import create_app
 from servekit.config import PREFIX, Settings
+from servekit.errors import InvalidInput
+from servekit.repository import Repository
 from tests.server import ROOT, Server, environment, wait_for
+from tests.test_spec import SPEC
 from train.linear import LinearSettings
 from train.mnist import MnistSettings
 from train.settings import parse_settings
@@ -43,11 +49,8 @@ def test_every_metric_is_documented_with_its_labels() -> None:
             assert f"| `{name}` | {labels} |" in DOCS["docs/operations.md"]
 
 
-def test_every_route_is_documented(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from servekit.app import create_app
-
-    monkeypatch.setenv("SERVEKIT_MODEL_STORE", str(store))
-    for rule in create_app({"deadline_seconds": 5.0}).url_map.iter_rules():
+def test_every_route_is_documented(store: Path) -> None:
+    for rule in create_app(Settings(model_store=store)).url_map.iter_rules():
         assert f"{rule.rule}`" in DOCS["docs/http.md"] or f"{rule.rule} " in DOCS["docs/http.md"], rule.rule
         assert f"{rule.rule}`" in README, rule.rule
 
@@ -150,3 +153,23 @@ def test_an_installation_that_fails_says_what_to_do(tmp_path: Path) -> None:
     assert ended.returncode != 0
     assert "The installation failed: read the message above" in ended.stdout
     assert not (tmp_path / ".venv" / ".serve").exists()
+
+
+def test_the_example_of_ones_own_model_writes_a_version_that_serves(tmp_path: Path) -> None:
+    code = re.search(r"   ```python\n(.*?)   ```", DOCS["docs/models.md"], re.DOTALL)[1]
+    code = "".join(line.removeprefix("   ") for line in code.splitlines(keepends=True)).replace(
+        'Path("model_store")', f"Path({str(tmp_path)!r})"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert ended.stdout == f"Wrote {tmp_path}/mnist/1.\n", ended.stderr
+    assert Repository.load(tmp_path).get("mnist").version == "1"
+
+
+def test_the_example_of_ones_own_handler_refuses_what_it_says() -> None:
+    code = re.findall(r"^```python\n(.*?)^```", DOCS["docs/models.md"], re.DOTALL | re.MULTILINE)[-1]
+    names: dict[str, object] = {}
+    exec(code, names)
+    handler = names["Celsius"](SPEC)
+    assert handler.preprocess({"value": np.array([[212.0]])})["value"].tolist() == [[100.0]]
+    with pytest.raises(InvalidInput, match="Nothing is colder"):
+        handler.preprocess({"value": np.array([[-500.0]])})

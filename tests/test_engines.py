@@ -83,7 +83,7 @@ def test_a_network_that_cannot_be_made_is_refused(folder: Path, tmp_path: Path, 
         TorchEngine(broken, read_spec(broken))
 
 
-def test_weights_of_another_network_are_refused_in_one_sentence(folder: Path, tmp_path: Path) -> None:
+def test_weights_of_another_network_are_refused_in_exit_on_error(folder: Path, tmp_path: Path) -> None:
     broken = copy(folder, tmp_path)
     edit(broken, network="models.linear:LinearRegressor")
     with pytest.raises(ModelLoadError, match="model.pth does not fit the network models.linear:LinearRegressor") as caught:
@@ -98,13 +98,21 @@ def test_a_pickle_that_would_run_code_is_refused(folder: Path, tmp_path: Path) -
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return marker.write_text, ("x",)
 
-    for content in (Attack(), [1, 2]):
+    for content in (Attack(), [1, 2], b"bytes"):
         broken = copy(folder, tmp_path / type(content).__name__)
         torch.save(content, broken / "model.pth")
         edit(broken, files={"model.pth": sha256((broken / "model.pth").read_bytes())})
         with pytest.raises(ModelLoadError, match="model.pth holds no state dict"):
             TorchEngine(broken, read_spec(broken))
     assert not marker.exists()
+
+
+def test_a_state_dict_with_strange_keys_is_refused(folder: Path, tmp_path: Path) -> None:
+    broken = copy(folder, tmp_path)
+    torch.save({1: torch.zeros(2)}, broken / "model.pth")
+    edit(broken, files={"model.pth": sha256((broken / "model.pth").read_bytes())})
+    with pytest.raises(ModelLoadError, match="model.pth does not fit the network"):
+        TorchEngine(broken, read_spec(broken))
 
 
 def test_the_echo_engine_echoes() -> None:

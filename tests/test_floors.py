@@ -101,6 +101,11 @@ def test_the_server_imports_neither_training_nor_networks(path: Path) -> None:
     assert not {name.split(".")[0] for name in imports_of(path)} & {"train", "models", "tests"}
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "train").glob("*.py")), ids=name_of)
+def test_training_uses_the_lower_floors_only(path: Path) -> None:
+    assert all(FLOOR_OF[room] <= 3 for room in rooms_imported(path))
+
+
 @pytest.mark.parametrize("room", FLOORS[0])
 def test_the_ground_floor_needs_the_standard_library_only(room: str) -> None:
     import sys

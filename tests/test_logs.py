@@ -3,7 +3,7 @@ import json
 import logging
 from pathlib import Path
 
-from servekit.logs import JsonFormatter, TextFormatter, dress, is_worth_a_line, request_id
+from servekit.logs import JsonFormatter, TextFormatter, configure_handler, is_worth_a_line, request_id
 from tests.server import Server, running, wait_for
 
 
@@ -60,6 +60,6 @@ def test_a_traceback_is_a_member_of_its_json_line() -> None:
 def test_a_handler_is_dressed_once() -> None:
     handler = logging.StreamHandler()
     for _ in range(2):
-        dress(handler, "json")
+        configure_handler(handler, "json")
     assert handler.filters == [is_worth_a_line]
     assert isinstance(handler.formatter, JsonFormatter)

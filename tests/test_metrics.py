@@ -62,6 +62,9 @@ def test_openmetrics_is_given_to_those_who_ask(server: Server) -> None:
     _, headers, body = server.request("GET", "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
     assert headers["Content-Type"].startswith("application/openmetrics-text")
     assert body.endswith(b"# EOF\n")
+    accept = {"Accept": "application/openmetrics-text; version=abc"}
+    status, headers, _ = server.request("GET", "/metrics", headers=accept)
+    assert (status, headers["Content-Type"].split(";")[0]) == (200, "text/plain")
 
 
 def test_the_text_is_what_prometheus_reads(server: Server) -> None:

@@ -53,8 +53,13 @@ def test_bad_rows_of_a_batch_fail_alone(model: Model) -> None:
 
 
 def test_a_batch_of_bad_rows_only_runs_nothing(model: Model) -> None:
-    answers = model.predict_each([{"x": np.array([-1])}] * 2, time.monotonic() - 1)
+    answers = model.predict_each([{"x": np.array([-1])}] * 2, soon())
     assert [str(answer) for answer in answers] == ["negative", "negative"]
+
+
+def test_a_batch_is_not_read_past_its_deadline(model: Model) -> None:
+    with pytest.raises(DeadlineExceeded):
+        model.predict_each([{"x": np.array([1])}], time.monotonic() - 1)
 
 
 def test_a_late_request_is_refused(model: Model) -> None:
@@ -78,6 +83,8 @@ def test_the_base_handler_hands_through() -> None:
         ({"options": {"colour": 1}}, "the handler .* cannot be made: .*colour"),
         ({"network": "tests.networks:TwoOutputs"}, "the network .* fails on its inputs"),
         ({"outputs": [{"name": "prediction", "dtype": "float32", "shape": [-1, 3]}]}, "promises prediction as float32"),
+        ({"inputs": [{"name": "value", "dtype": "float32", "shape": [-1, 10**12]}]}, "the network .* fails on its inputs"),
+        ({"handler": "servekit.handlers.image:ImageHandler"}, "its input must have the shape"),
         ({"outputs": [{"name": "prediction", "dtype": "int64", "shape": [-1, 1]}]}, "gives float32"),
     ],
 )

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from servekit.errors import ModelLoadError, ModelNotFound, NotReady
-from servekit.repository import Repository, scan
+from servekit.repository import Repository
+from servekit.spec import scan
 from tests.versions import write_regressor
 
 

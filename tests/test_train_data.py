@@ -1,5 +1,6 @@
 import gzip
 import http.server
+import socket
 import struct
 import threading
 from collections.abc import Iterator
@@ -109,15 +110,36 @@ def test_another_content_is_never_kept(mirror: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"<html>a login page</html>", gzip.compress(b"x" * 1000)[:-9]])
 def test_what_is_no_gzip_file_is_refused(mirror: str, folder: Path, tmp_path: Path, content: bytes) -> None:
     (folder / "train-images-idx3-ubyte.gz").write_bytes(content)
-    with pytest.raises((OSError, EOFError)):
+    with pytest.raises(DataError, match="train-images-idx3-ubyte.gz cannot be had: "):
         download_mnist(tmp_path / "new", (mirror,))
 
 
 def test_without_a_mirror_nothing_can_be_downloaded(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no mirror"):
         download_mnist(tmp_path, ())
-    with pytest.raises(OSError):
+    with pytest.raises(DataError, match="Connection refused"):
         download_mnist(tmp_path, ("http://127.0.0.1:9/",))
+
+
+def test_a_mirror_that_drips_is_given_up(mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "DOWNLOAD_SECONDS", 0.0)
+    with pytest.raises(DataError, match="the mirror is too slow"):
+        download_mnist(tmp_path / "new", (mirror,))
+
+
+def test_a_mirror_that_speaks_no_http_is_given_up(tmp_path: Path) -> None:
+    def answer() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"garbage\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(DataError, match="cannot be had"):
+            download_mnist(tmp_path, (f"http://127.0.0.1:{listener.getsockname()[1]}/",))
+        thread.join()
 
 
 def test_the_embedded_digits_are_those_of_scikit_learn() -> None:

@@ -65,7 +65,11 @@ def test_fewer_digits_than_a_batch_are_enough(tmp_path: Path, digits: Digits) ->
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
-    [({"data": "fashion"}, "--data must be one of: auto, mnist, embedded."), ({"epochs": -1}, "--epochs must not be below 0.")],
+    [
+        ({"data": "fashion"}, "--data must be one of: auto, mnist, embedded."),
+        ({"epochs": -1}, "--epochs must not be below 0."),
+        ({"seed": -1}, "--seed must be between 0 and 2**63 - 1."),
+    ],
 )
 def test_an_impossible_setting_is_refused(options: dict[str, object], sentence: str) -> None:
     with pytest.raises(SettingError) as caught:
@@ -116,7 +120,7 @@ def test_ctrl_c_leaves_nothing_and_says_so(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert errors.endswith(b"Interrupted; nothing was written.\n") and b"Traceback" not in errors
+    assert errors.endswith(b"Interrupted; the unfinished version was discarded.\n") and b"Traceback" not in errors
     assert not (tmp_path / "store").exists()
 
 

@@ -6,7 +6,7 @@ import pytest
 from servekit.config import Settings
 from servekit.errors import SettingError
 from train.data import DataError
-from train.settings import one_sentence, parse_settings, run, setting
+from train.settings import exit_on_error, parse_settings, run, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ def test_options_are_the_fields() -> None:
         (["--epochs"], "argument --epochs: expected one argument."),
     ],
 )
-def test_an_impossible_setting_is_one_sentence(arguments: list[str], sentence: str) -> None:
+def test_an_impossible_setting_is_exit_on_error(arguments: list[str], sentence: str) -> None:
     with pytest.raises(SettingError) as caught:
         parse_settings(Example, arguments, None)
     assert str(caught.value) == sentence
@@ -50,15 +50,15 @@ def test_help_gives_each_setting_its_reason_and_default(capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize("error", [SettingError("Wrong."), DataError("Damaged.")])
 def test_an_error_ends_the_process_with_its_sentence(error: Exception) -> None:
-    with pytest.raises(SystemExit) as ended, one_sentence():
+    with pytest.raises(SystemExit) as ended, exit_on_error():
         raise error
     assert ended.value.code == str(error)
 
 
 def test_ctrl_c_ends_the_process_with_a_sentence() -> None:
-    with pytest.raises(SystemExit) as ended, one_sentence():
+    with pytest.raises(SystemExit) as ended, exit_on_error():
         raise KeyboardInterrupt
-    assert ended.value.code == "Interrupted; nothing was written."
+    assert ended.value.code == "Interrupted; the unfinished version was discarded."
 
 
 def test_a_recipe_gets_its_settings_and_the_folders(

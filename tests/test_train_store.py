@@ -12,7 +12,7 @@ from servekit.spec import read_file, read_spec, sha256
 from tests.server import ROOT
 from tests.versions import PREDICTION, VALUE
 from train import store as store_module
-from train.store import origin, write_version
+from train.store import provenance, write_version
 
 FIELDS = {"handler": "servekit.handlers.base:Handler", "inputs": (VALUE,), "outputs": (PREDICTION,)}
 
@@ -64,6 +64,12 @@ def test_runs_at_the_same_time_get_different_numbers(tmp_path: Path) -> None:
     assert sorted(names) == sorted("123456")
 
 
+def test_a_file_in_the_way_of_a_number_is_passed_by(tmp_path: Path) -> None:
+    (tmp_path / "linear").mkdir()
+    (tmp_path / "linear" / "1").write_text("a file")
+    assert write_version(tmp_path, "linear", LinearRegressor(), {}, **FIELDS).name == "2"
+
+
 def test_a_store_that_cannot_be_written_fails_and_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Path, target: Path) -> None:
         raise OSError("read-only")
@@ -74,7 +80,7 @@ def test_a_store_that_cannot_be_written_fails_and_does_not_hang(tmp_path: Path, 
 
 
 def test_origin_says_when_from_what_and_with_what() -> None:
-    made = json.loads(json.dumps(origin(1.234)))
+    made = json.loads(json.dumps(provenance(1.234)))
     assert made["seconds"] == 1.2
     assert set(made["versions"]) == {"python", "torch", "numpy"}
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", made["finished"])
@@ -84,4 +90,4 @@ def test_origin_says_when_from_what_and_with_what() -> None:
 
 def test_code_outside_git_has_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert store_module.origin(0)["commit"] is None
+    assert store_module.provenance(0)["commit"] is None

@@ -6,8 +6,8 @@ from importlib import import_module
 
 from servekit.config import Settings, unknown_name
 from servekit.errors import SettingError
-from servekit.repository import scan
-from train.settings import one_sentence
+from servekit.spec import scan
+from train.settings import exit_on_error
 
 RECIPES = {"linear": "LinearSettings", "mnist": "MnistSettings"}  # module -> its settings, all left at their defaults
 MISSING = "--missing"
@@ -27,5 +27,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_error():
         main(sys.argv[1:])

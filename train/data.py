@@ -3,9 +3,11 @@
 import dataclasses
 import gzip
 import hashlib
+import http.client
 import io
 import struct
 import tempfile
+import time
 import urllib.request
 import zlib
 from pathlib import Path
@@ -27,6 +29,7 @@ MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
 TIMEOUT_SECONDS = 5.0  # for a mirror to connect, and between two pieces of an answer
+DOWNLOAD_SECONDS = 60.0  # for a whole file
 MAX_CONTENT_BYTES = 64 * 2**20  # the largest file has 47 MB after decompression
 
 
@@ -91,8 +94,7 @@ def parse_idx(content: bytes, name: str) -> NDArray[np.uint8]:
 def download_mnist(folder: Path, mirrors: tuple[str, ...] = MIRRORS) -> None:
     """Fetch into `folder` the files that it lacks, each from the first mirror that gives the right content.
 
-    Raises OSError when a mirror is out of reach, DataError when what it gives is not MNIST; a file appears whole or
-    not at all.
+    Raises DataError when no mirror gives it, OSError when it cannot be written; a file appears whole or not at all.
     """
     for name, digest in FILES.items():
         if (folder / name).exists():
@@ -127,11 +129,21 @@ def _fetch(name: str, digest: str, mirrors: tuple[str, ...]) -> bytes:
     for mirror in mirrors:
         try:
             with urllib.request.urlopen(mirror + name, timeout=TIMEOUT_SECONDS) as response:
-                compressed: bytes = response.read(MAX_CONTENT_BYTES)
+                compressed = _read_in_time(response)
             with gzip.open(io.BytesIO(compressed)) as content:
                 if sha256(content.read(MAX_CONTENT_BYTES)) == digest:
                     return compressed
             failure = DataError(f"{mirror} gave another {name} than MNIST's.")
-        except (OSError, EOFError, zlib.error) as error:
+        except (OSError, EOFError, zlib.error, http.client.HTTPException) as error:
             failure = error
-    raise failure
+    raise DataError(f"{name} cannot be had: {failure}") from failure
+
+
+def _read_in_time(response: http.client.HTTPResponse) -> bytes:
+    deadline = time.monotonic() + DOWNLOAD_SECONDS
+    pieces: list[bytes] = []
+    while (piece := response.read1(2**16)) and len(pieces) < MAX_CONTENT_BYTES // 2**16:
+        pieces.append(piece)
+        if time.monotonic() > deadline:
+            raise TimeoutError("the mirror is too slow")
+    return b"".join(pieces)

@@ -14,7 +14,7 @@ from models.linear import LinearRegressor
 from servekit.config import Settings
 from servekit.spec import TensorSpec
 from train.settings import run, setting
-from train.store import origin, write_version
+from train.store import provenance, write_version
 
 NAME = "linear"
 POINTS = np.array([(-1, -3), (0, -1), (1, 1), (2, 3), (3, 5), (4, 7)], dtype=np.float32)
@@ -49,7 +49,7 @@ def train(settings: LinearSettings, paths: Settings) -> Path:
         handler="servekit.handlers.regression:RegressionHandler",
         inputs=(TensorSpec("value", "float32", (-1, 1)),),
         outputs=(TensorSpec("prediction", "float32", (-1, 1)),),
-        training=training | origin(time.monotonic() - started),
+        training=training | provenance(time.monotonic() - started),
     )
 
 

@@ -53,6 +53,7 @@ def fit(
     `generator`: with the weights of `network` it decides the outcome.
     """
     images, labels = train
+    network.train()
     steps = schedule.epochs * _batches(len(images), schedule.batch_size)
     optimizer = torch.optim.AdamW(
         network.parameters(), schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
@@ -62,7 +63,7 @@ def fit(
     )
     curve: list[Point] = []
     running = _Running()
-    with tqdm(total=steps, desc="mnist", bar_format=BAR, mininterval=0.5) as bar:
+    with tqdm(total=steps, desc="training", bar_format=BAR, mininterval=0.5) as bar:
         for step, rows in enumerate(_batch_rows(len(images), schedule, generator), start=1):
             logits = network(distort(images[rows]).contiguous(memory_format=torch.channels_last))
             loss = functional.cross_entropy(logits, labels[rows], label_smoothing=schedule.label_smoothing)
@@ -80,8 +81,12 @@ def fit(
 
 def predict(network: nn.Module, images: Tensor) -> Tensor:
     """Return the most probable class, `(rows,)`, of each image."""
+    was_training = network.training
+    network.eval()
     with torch.inference_mode():
-        return torch.cat([network(part).argmax(1) for part in torch.split(images, EVALUATION_ROWS)])
+        classes = torch.cat([network(part).argmax(1) for part in torch.split(images, EVALUATION_ROWS)])
+    network.train(was_training)
+    return classes
 
 
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:

@@ -24,7 +24,7 @@ from train.augment import distort, sharpen, upscale_digits
 from train.data import MIRRORS, DataError, Digits, download_mnist, load_embedded, load_mnist
 from train.loop import Point, Schedule, fit, predict
 from train.settings import run, setting
-from train.store import origin, write_version
+from train.store import provenance, write_version
 
 NAME = "mnist"
 CLASSES = 10
@@ -46,6 +46,8 @@ class MnistSettings:
             raise SettingError(f"--data must be one of: {', '.join(DATA)}.")
         if self.epochs < 0:
             raise SettingError("--epochs must not be below 0.")
+        if not 0 <= self.seed < 2**63:
+            raise SettingError("--seed must be between 0 and 2**63 - 1.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +106,7 @@ def train(settings: MnistSettings, paths: Settings, digits: Digits | None = None
         inputs=(TensorSpec("image", "float32", (-1, 1, 28, 28)),),
         outputs=(TensorSpec("logits", "float32", (-1, CLASSES)),),
         labels=tuple(map(str, range(CLASSES))),
-        training=training | origin(time.monotonic() - started),
+        training=training | provenance(time.monotonic() - started),
     )
 
 

@@ -42,20 +42,22 @@ def parse_settings(settings: type[T], arguments: Sequence[str], description: str
 
 def run(recipe: Callable[[T, Settings], Path], settings: type[T], description: str | None) -> None:
     """Run a recipe with the settings of the command line and the folders of `SERVEKIT_*`, and say what it wrote."""
-    with one_sentence():
+    with exit_on_error():
         folder = recipe(parse_settings(settings, sys.argv[1:], description), Settings.from_environ(os.environ))
         print(f"Wrote {folder}.")
 
 
 @contextlib.contextmanager
-def one_sentence() -> Iterator[None]:
+def exit_on_error() -> Iterator[None]:
     """End the process with one sentence for a setting or data file that cannot be used, and for ctrl-C."""
     try:
         yield
     except (SettingError, DataError) as error:
         sys.exit(str(error))
+    except OSError as error:
+        sys.exit(f"{error.filename} cannot be written or read: {error.strerror}.")
     except KeyboardInterrupt:
-        sys.exit("Interrupted; nothing was written.")
+        sys.exit("Interrupted; the unfinished version was discarded.")
 
 
 def _option(name: str) -> str:

@@ -1,6 +1,7 @@
 """Writing a version folder into a model store, whole or not at all."""
 
 import datetime
+import errno
 import io
 import os
 import platform
@@ -14,10 +15,7 @@ from typing import Any
 import numpy
 import torch
 
-from servekit.repository import scan
-from servekit.spec import ModelSpec, sha256, write_spec
-
-WEIGHTS = "model.pth"
+from servekit.spec import WEIGHTS, ModelSpec, sha256, write_spec
 
 
 def write_version(store: Path, name: str, network: torch.nn.Module, pictures: Mapping[str, bytes], **spec: Any) -> Path:
@@ -44,7 +42,7 @@ def write_version(store: Path, name: str, network: torch.nn.Module, pictures: Ma
         raise
 
 
-def origin(seconds: float) -> dict[str, Any]:
+def provenance(seconds: float) -> dict[str, Any]:
     """Return what `training` says of every run: when it ended, how long it took, from which code, with what."""
     return {
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -65,11 +63,12 @@ def _on_cpu(network: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def _rename_to_next(folder: Path, store: Path, name: str) -> Path:
     while True:
-        version = store / name / str(max(scan(store).get(name, [0])) + 1)
+        numbers = [int(path.name) for path in (store / name).iterdir() if path.name.isdecimal()]
+        version = store / name / str(max(numbers, default=0) + 1)
         try:
             return folder.rename(version)
-        except OSError:
-            if not version.exists():  # not a race with another run for this number
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # else another run took this number first
                 raise
 
 

@@ -20,8 +20,9 @@ def predict() -> dict[str, Any]:
     """
     value = read_value(ext.payload().one("value"))
     model = ext.repository().get("linear")
-    answer = model.predict({"value": np.array([[value]])}, ext.deadline())
-    return {"input": value, "prediction": answer["prediction"][0].item()}
+    source, target = model.spec.inputs[0].name, model.spec.outputs[0].name
+    answer = model.predict({source: np.array([[value]])}, ext.deadline())
+    return {"input": value, "prediction": answer[target][0].item()}
 
 
 def read_value(member: Any) -> float:

@@ -36,10 +36,11 @@ def predict_batch() -> dict[str, Any]:
     members = ext.payload().all("files")
     if not members:
         raise InvalidInput("There are no files; send them as multipart, with curl: -F files=@a.png -F files=@b.png")
-    uploads = [member if isinstance(member, Upload) else Upload(None, b"") for member in members]
-    images = [{"image": bytes_tensor([upload.content])} for upload in uploads]
+    if not all(isinstance(member, Upload) for member in members):
+        raise InvalidInput("files is text, not a file; with curl write -F files=@digit.png")
+    images = [{"image": bytes_tensor([upload.content])} for upload in members]
     answers = ext.repository().get("mnist").predict_each(images, ext.deadline())
-    return {"predictions": [describe(upload, answer) for upload, answer in zip(uploads, answers, strict=True)]}
+    return {"predictions": [describe(upload, answer) for upload, answer in zip(members, answers, strict=True)]}
 
 
 def read_image(payload: Payload) -> bytes:

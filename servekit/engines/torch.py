@@ -1,7 +1,6 @@
 """The torch engine: a state dict (`model.pth`) in the network that `model.json` names, in eager mode."""
 
 import io
-import pickle
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +9,8 @@ from typing import Any
 import torch
 
 from servekit.errors import ModelLoadError
-from servekit.spec import FILE_NAME, RETRAIN, ModelSpec, read_file, resolve
+from servekit.spec import FILE_NAME, RETRAIN, WEIGHTS, ModelSpec, read_file, resolve
 from servekit.tensors import Tensors
-
-WEIGHTS = "model.pth"
 
 
 class TorchEngine:
@@ -26,7 +23,7 @@ class TorchEngine:
         torch.set_num_threads(1)
         self._inputs = [tensor.name for tensor in spec.inputs]
         self._outputs = [tensor.name for tensor in spec.outputs]
-        self._network = _load_network(folder, spec).to(self.device).eval().requires_grad_(False)
+        self._network = _load_network(folder, spec, self.device)
 
     def __call__(self, tensors: Tensors) -> Tensors:
         """Return the outputs of the network, in main memory; raise MemoryError when there was none left."""
@@ -44,20 +41,26 @@ class TorchEngine:
         return dict(zip(self._outputs, arrays, strict=True))
 
 
-def _load_network(folder: Path, spec: ModelSpec) -> torch.nn.Module:
+def _load_network(folder: Path, spec: ModelSpec, device: str) -> torch.nn.Module:
     state = _read_state(folder, spec)
     try:
         network = resolve(spec.network)()
         if not isinstance(network, torch.nn.Module):
             raise TypeError("it is not a torch.nn.Module")
     except Exception as error:  # the constructor is the user's code, which may fail in any way
-        raise ModelLoadError(f"{folder / FILE_NAME}: the network {spec.network} cannot be made: {error}.") from error
+        raise ModelLoadError(
+            f"{folder / FILE_NAME}: the network {spec.network} cannot be made: {error}; correct its name or its class."
+        ) from error
     try:
         network.load_state_dict(state)
-    except RuntimeError as error:
+    except Exception as error:  # RuntimeError, but others too for a state dict with strange keys
         reason = textwrap.shorten(str(error), 300)
         raise ModelLoadError(f"{folder / WEIGHTS} does not fit the network {spec.network} ({reason}); {RETRAIN}.") from error
-    return network
+    try:
+        return network.to(device).eval().requires_grad_(False)
+    except RuntimeError as error:
+        reason = textwrap.shorten(str(error), 300)
+        raise ModelLoadError(f"{folder / WEIGHTS} cannot be moved to {device} ({reason}); start fewer workers.") from error
 
 
 def _read_state(folder: Path, spec: ModelSpec) -> Mapping[str, Any]:
@@ -65,7 +68,7 @@ def _read_state(folder: Path, spec: ModelSpec) -> Mapping[str, Any]:
     try:
         # weights_only: tensors and plain containers; a pickle that would run code is refused.
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # what a damaged file makes the unpickler raise is not documented
         raise ModelLoadError(f"{folder / WEIGHTS} holds no state dict that can be read safely; {RETRAIN}.") from error
     if not isinstance(state, Mapping):
         raise ModelLoadError(f"{folder / WEIGHTS} holds no state dict; save network.state_dict() and try again.")

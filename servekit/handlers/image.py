@@ -2,10 +2,11 @@
 
 import io
 import logging
+import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, ImageStat
 
 from servekit.errors import InvalidInput
 from servekit.handlers.base import Handler
@@ -13,12 +14,23 @@ from servekit.spec import ModelSpec
 from servekit.tensors import Tensors
 
 log = logging.getLogger(__name__)
+# Pillow warns of what is odd in a file: whoever sends files would write into our log.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 FORMATS = ("PNG", "JPEG")
 MAX_PIXELS = 4_000_000  # a tiny file may declare a huge picture; a decoder that believes it takes all memory
 
 _MODES = {1: "L", 3: "RGB"}  # channels of the network -> mode of Pillow
 _LIGHT = 128  # of 255: from here on a pixel counts as light
+_TURNS = {  # EXIF orientation -> what undoes it; 1 is upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageHandler(Handler):
@@ -37,11 +49,15 @@ class ImageHandler(Handler):
         if background not in (None, "black", "white"):
             raise ValueError("background must be black or white")
         self._background = background
+        if len(spec.inputs[0].shape) != 4 or spec.inputs[0].shape[1] not in _MODES:
+            raise ValueError("its input must have the shape -1, channels (1 or 3), height, width")
         _, channels, self._height, self._width = spec.inputs[0].shape
         self._mode = _MODES[channels]
 
     def preprocess(self, tensors: Tensors) -> Tensors:
         """Decode `image`, an array of encoded pictures; raise InvalidInput for one that cannot be read."""
+        if "image" not in tensors:
+            raise InvalidInput("This model takes images.")
         pixels = np.stack([self._pixels(content) for content in tensors["image"]])
         return {self.spec.inputs[0].name: pixels.astype(np.float32) / 255}
 
@@ -57,7 +73,7 @@ class ImageHandler(Handler):
         }
 
     def _pixels(self, content: bytes) -> NDArray[np.uint8]:
-        image = _upright(decode(content))
+        image = decode(content)
         if self._background is not None and _has_light_border(image) != (self._background == "white"):
             image = ImageOps.invert(image)
         if image.size != (self._width, self._height):
@@ -68,7 +84,10 @@ class ImageHandler(Handler):
 
 
 def decode(content: bytes) -> Image.Image:
-    """Decode a PNG or JPEG of at most MAX_PIXELS; raise InvalidInput with what is wrong with it."""
+    """Decode a PNG or JPEG of at most MAX_PIXELS into an upright picture of mode L or RGB, without transparency.
+
+    Raises InvalidInput with what is wrong with it.
+    """
     if not content:
         raise InvalidInput("The file is empty; send a PNG or JPEG image.")
     try:
@@ -83,19 +102,32 @@ def decode(content: bytes) -> Image.Image:
         raise InvalidInput(f"The image is too large; at most {MAX_PIXELS} pixels are read.")
     try:
         image.load()
+        return _opaque(_upright(image))
     except MemoryError:
         raise
     except Exception as error:
         log.debug("An image could not be decoded: %r", error)
         raise InvalidInput("The image is damaged or cut off; send the whole file.") from None
-    return image
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Return `image` as L or RGB of 8 bits, turned as its EXIF data say, and on a background if it was transparent."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):  # 16 bits a pixel, which Pillow would clip to 255 instead of scaling
-        return Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    """Turn `image` as its EXIF data say; EXIF that cannot be read says nothing.
+
+    Pillow's own exif_transpose also writes the data anew, and fails on what it could read.
+    """
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except MemoryError:
+        raise
+    except Exception:
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """Return `image` as L or RGB of 8 bits, on a background if it was transparent."""
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip to 255 instead of scaling
+        return Image.fromarray((np.asarray(image, np.float32) / 257).round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         return _on_background(image.convert("RGBA"))
     return image if image.mode == "L" else image.convert("RGB")
@@ -103,11 +135,10 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _on_background(image: Image.Image) -> Image.Image:
     """Put a transparent picture on white, or on black if what is visible of it is light: ink must show."""
-    alpha = np.asarray(image.getchannel("A"), np.float64)
-    brightness = np.asarray(image.convert("RGB").convert("L"), np.float64)
-    visible = alpha.sum()
-    is_light = visible > 0 and (brightness * alpha).sum() / visible >= _LIGHT
-    canvas = Image.new("RGBA", image.size, "black" if is_light and (alpha < 255).any() else "white")
+    alpha = image.getchannel("A")
+    is_visible = alpha.getextrema() != (0, 0)
+    is_light = is_visible and ImageStat.Stat(image.convert("RGB").convert("L"), mask=alpha).mean[0] >= _LIGHT
+    canvas = Image.new("RGBA", image.size, "black" if is_light else "white")
     return Image.alpha_composite(canvas, image).convert("RGB")
 
 

@@ -11,8 +11,10 @@ class RegressionHandler(Handler):
     """Feeds one tensor of numbers to the network and refuses to answer with what is no number."""
 
     def preprocess(self, tensors: Tensors) -> Tensors:
-        """Return the first input, `(rows, ...)` of the dtype and shape that `model.json` gives it."""
+        """Return the first input, `(rows, ...)` of the dtype and shape of `model.json`; raise InvalidInput if it is missing."""
         wanted = self.spec.inputs[0]
+        if wanted.name not in tensors:
+            raise InvalidInput(f"This model takes numbers called {wanted.name}.")
         return {wanted.name: tensors[wanted.name].astype(wanted.dtype).reshape(wanted.shape)}
 
     def postprocess(self, tensors: Tensors) -> Tensors:
