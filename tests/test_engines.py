@@ -83,7 +83,7 @@ def test_a_network_that_cannot_be_made_is_refused(folder: Path, tmp_path: Path, 
         TorchEngine(broken, read_spec(broken))
 
 
-def test_weights_of_another_network_are_refused_in_exit_on_error(folder: Path, tmp_path: Path) -> None:
+def test_weights_of_another_network_are_refused_in_one_sentence(folder: Path, tmp_path: Path) -> None:
     broken = copy(folder, tmp_path)
     edit(broken, network="models.linear:LinearRegressor")
     with pytest.raises(ModelLoadError, match="model.pth does not fit the network models.linear:LinearRegressor") as caught:

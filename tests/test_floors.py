@@ -106,7 +106,7 @@ def test_training_uses_the_lower_floors_only(path: Path) -> None:
     assert all(FLOOR_OF[room] <= 3 for room in rooms_imported(path))
 
 
-@pytest.mark.parametrize("room", FLOORS[0])
+@pytest.mark.parametrize("room", sorted(FLOORS[0]))
 def test_the_ground_floor_needs_the_standard_library_only(room: str) -> None:
     import sys
 

@@ -12,8 +12,10 @@ def test_json_lines_hold_one_object_each(tmp_path: Path, store: Path) -> None:
     with running(tmp_path / "log", **variables) as server:
         body = "value=5"
         headers = {"Content-Type": "application/x-www-form-urlencoded", "X-Request-Id": "json-1"}
+        assert server.get("/health")[0] == 200
         server.request("POST", "/predict?a=%22%0a", body, headers)
         assert wait_for(lambda: '"json-1"' in server.text())
+    assert "GET /health" not in server.text()
     lines = [json.loads(line) for line in server.text().splitlines()]
     assert all({"time", "level", "logger", "pid", "request_id", "message"} <= set(line) for line in lines)
     assert any("is ready" in line["message"] for line in lines)

@@ -33,7 +33,7 @@ def test_options_are_the_fields() -> None:
         (["--epochs"], "argument --epochs: expected one argument."),
     ],
 )
-def test_an_impossible_setting_is_exit_on_error(arguments: list[str], sentence: str) -> None:
+def test_an_impossible_setting_is_one_sentence(arguments: list[str], sentence: str) -> None:
     with pytest.raises(SettingError) as caught:
         parse_settings(Example, arguments, None)
     assert str(caught.value) == sentence
