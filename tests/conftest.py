@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from train.linear import LinearSettings
 from train.linear import train as train_linear
 from train.mnist import EMBEDDED, MnistSettings, load_digits
 from train.mnist import train as train_mnist
+
+# Where the tests run in the background of a shell, ctrl-C is ignored, and so it would be in the processes under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def png(pixels: np.ndarray) -> bytes:
