@@ -27,6 +27,7 @@ from servekit.errors import StartupError
 from servekit.logs import configure_handler
 
 RESPAWN_PAUSE_SECONDS = 2.0  # between two tries of a worker that cannot load its models while others serve
+TRIAL_SECONDS = 300.0  # for the models of a reload to load; the master does nothing else meanwhile
 
 log = logging.getLogger("servekit")
 
@@ -187,7 +188,12 @@ def _why_not_servable(folder: str) -> str:
     """Return why a worker started now could not serve, or "": load the application in a process of its own."""
     variables = {name: value for name, value in os.environ.items() if name != MULTIPROCESS_DIR}
     command = [sys.executable, "-c", "import wsgi"]
-    trial = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
+    try:
+        trial = subprocess.run(
+            command, cwd=folder, env=variables, capture_output=True, text=True, timeout=TRIAL_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return f"the models did not load within {TRIAL_SECONDS:.0f} seconds"
     return "" if trial.returncode == 0 else (trial.stderr.strip().splitlines() or ["it ended without a word"])[-1]
 
 
