@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 FILE_NAME = "model.json"
 WEIGHTS = "model.pth"
+ONNX = "model.onnx"
 RETRAIN = "train the model again, or put back the folder as it was written"
 
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +13,14 @@ from tqdm import tqdm
 
 from models.linear import LinearRegressor
 from servekit.config import Settings
-from servekit.spec import TensorSpec
+from servekit.spec import ONNX, TensorSpec
+from train.export import export_onnx, largest_difference
 from train.settings import run, setting
 from train.store import provenance, write_version
 
 NAME = "linear"
+INPUTS = (TensorSpec("value", "float32", (-1, 1)),)
+OUTPUTS = (TensorSpec("prediction", "float32", (-1, 1)),)
 POINTS = np.array([(-1, -3), (0, -1), (1, 1), (2, 3), (3, 5), (4, 7)], dtype=np.float32)
 
 
@@ -35,20 +39,22 @@ def train(settings: LinearSettings, paths: Settings) -> Path:
     torch.manual_seed(settings.seed)
     network = LinearRegressor()
     loss = fit(network, settings)
-    training = {
+    training: dict[str, Any] = {
         "data": {"source": "y = 2x - 1 at -1, 0, 1, 2, 3, 4", "sha256": hashlib.sha256(POINTS.tobytes()).hexdigest()},
         "settings": dataclasses.asdict(settings),
         "seed": settings.seed,
         "scores": {"mean_squared_error": loss},
     }
+    onnx = export_onnx(network, INPUTS, OUTPUTS)
+    training["onnx"] = {"largest_difference": largest_difference(network, onnx, INPUTS)}
     return write_version(
         paths.model_store,
         NAME,
         network,
-        pictures={},
+        {ONNX: onnx},
         handler="servekit.handlers.regression:RegressionHandler",
-        inputs=(TensorSpec("value", "float32", (-1, 1)),),
-        outputs=(TensorSpec("prediction", "float32", (-1, 1)),),
+        inputs=INPUTS,
+        outputs=OUTPUTS,
         training=training | provenance(time.monotonic() - started),
     )
 

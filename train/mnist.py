@@ -18,16 +18,19 @@ from torch import Tensor
 from models.mnist import MnistCNN
 from servekit.config import Settings, usable_cores
 from servekit.errors import SettingError
-from servekit.spec import TensorSpec
+from servekit.spec import ONNX, TensorSpec
 from train import pictures
 from train.augment import distort, sharpen, upscale_digits
 from train.data import MIRRORS, DataError, Digits, download_mnist, load_embedded, load_mnist
+from train.export import export_onnx, largest_difference
 from train.loop import Point, Schedule, fit, predict
 from train.settings import run, setting
 from train.store import provenance, write_version
 
 NAME = "mnist"
 CLASSES = 10
+INPUTS = (TensorSpec("image", "float32", (-1, 1, 28, 28)),)
+OUTPUTS = (TensorSpec("logits", "float32", (-1, CLASSES)),)
 EMBEDDED = "scikit-learn's digits"
 HELD_OUT = 197  # of the embedded digits: what a run is scored on when MNIST's test images are not there
 DATA = ("auto", "mnist", "embedded")
@@ -89,22 +92,24 @@ def train(settings: MnistSettings, paths: Settings, digits: Digits | None = None
     predicted = predict(network, _to_tensor(digits.test_images)).numpy()
     score = float((predicted == digits.test_labels).mean())
     print(f"Accuracy on {len(digits.test_images)} test images ({digits.test_source}): {score:.2%}.")
-    training = {
+    training: dict[str, Any] = {
         "data": {"source": digits.source, "sha256": digits.sha256, "rows": len(digits.train_images)},
         "test_data": {"source": digits.test_source, "rows": len(digits.test_images)},
         "settings": {**dataclasses.asdict(settings), **dataclasses.asdict(schedule), **recipe.distortion},
         "seed": settings.seed,
         "scores": {"test_accuracy": score},
     }
+    onnx = export_onnx(network, INPUTS, OUTPUTS)
+    training["onnx"] = {"largest_difference": largest_difference(network, onnx, INPUTS)}
     return write_version(
         paths.model_store,
         NAME,
         network,
-        pictures=_draw(curve, digits.test_labels, predicted),
+        {ONNX: onnx, **_draw(curve, digits.test_labels, predicted)},
         handler="servekit.handlers.image:ImageHandler",
         options={"background": "black"},
-        inputs=(TensorSpec("image", "float32", (-1, 1, 28, 28)),),
-        outputs=(TensorSpec("logits", "float32", (-1, CLASSES)),),
+        inputs=INPUTS,
+        outputs=OUTPUTS,
         labels=tuple(map(str, range(CLASSES))),
         training=training | provenance(time.monotonic() - started),
     )

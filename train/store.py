@@ -18,14 +18,14 @@ import torch
 from servekit.spec import WEIGHTS, ModelSpec, sha256, write_spec
 
 
-def write_version(store: Path, name: str, network: torch.nn.Module, pictures: Mapping[str, bytes], **spec: Any) -> Path:
+def write_version(store: Path, name: str, network: torch.nn.Module, more: Mapping[str, bytes], **spec: Any) -> Path:
     """Write the next version of the model `name` into `store` and return its folder, `<store>/<name>/<number>`.
 
-    `pictures` are PNG files by name; `spec` are the fields of `ModelSpec` except `network` and `files`.
+    `more` are the files beside the weights, by name; `spec` are the fields of `ModelSpec` except `network` and `files`.
     """
     weights = io.BytesIO()
     torch.save(_on_cpu(network), weights)
-    files = {WEIGHTS: weights.getvalue(), **pictures}
+    files = {WEIGHTS: weights.getvalue(), **more}
     sums = {file: sha256(content) for file, content in files.items()}
     reference = f"{type(network).__module__}:{type(network).__qualname__}"
     (store / name).mkdir(parents=True, exist_ok=True)
