@@ -16,7 +16,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     Raises StartupError, whose message names the file or setting and the remedy.
     """
     settings = settings or Settings.from_environ(os.environ)
-    repository = Repository.load(settings.model_store)
+    repository = Repository.load(settings)
 
     app = Flask("servekit", static_folder=None)
     ext.init_app(app, settings, repository)

@@ -1,20 +1,22 @@
-"""The way into the engine: one forward pass at a time, none larger than the model allows, none past its deadline.
+"""The way into the engine: requests that are waiting together share one forward pass.
 
-The threads of a worker run one pass at a time, of whichever model, because their passes would only compete for its one
-core; while one runs, the others decode and encode.
+A request becomes one job or, with many rows, several. How jobs wait is the runner's affair: `ThreadRunner`, the
+default, calls straight through; the event-loop worker puts its own in place (see `servekit.turns`).
 """
 
+import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, Protocol
 
-from servekit.errors import DeadlineExceeded
+from servekit.errors import DeadlineExceeded, Overloaded
 from servekit.tensors import Tensors, concatenate, row_count, slice_rows
 
 TOO_LATE = "The server was too busy to answer before the deadline; try again later."
+FULL = "The server is too busy to take this request; try again later."
 
-
-_core = threading.Lock()  # held by the thread whose forward pass runs
+_SMOOTHING = 0.1  # weight of the newest pass in the running average of its speed
 
 
 def remaining(deadline: float) -> float:
@@ -25,28 +27,187 @@ def remaining(deadline: float) -> float:
     return seconds
 
 
-class Batcher:
-    """Runs `engine` over requests of any number of rows, in passes of at most `max_batch_rows` rows."""
+class Job:
+    """Rows on their way through one forward pass; when `done`, they have either `outputs` or an `error`."""
 
-    def __init__(self, engine: Callable[[Tensors], Tensors], max_batch_rows: int) -> None:
-        self._engine = engine
-        self._max_batch_rows = max_batch_rows
+    __slots__ = ("batcher", "deadline", "done", "error", "key", "outputs", "owner", "rows", "submitted", "tensors")
+
+    def __init__(self, batcher: "Batcher", tensors: Tensors, rows: int, deadline: float) -> None:
+        self.batcher = batcher
+        self.tensors = tensors
+        self.rows = rows
+        self.deadline = deadline
+        self.submitted = time.monotonic()
+        # Jobs with the same key fit into one batch.
+        self.key: Hashable = (batcher, *((name, array.dtype, array.shape[1:]) for name, array in tensors.items()))
+        self.outputs: Tensors = {}
+        self.error: BaseException | None = None
+        self.done = False
+        self.owner: Any = None  # whoever waits for it; the runner's
+
+    def fail(self, error: BaseException) -> None:
+        """Note that there is no answer."""
+        self.error, self.done = error, True
+
+
+class Runner(Protocol):
+    """Decides when the jobs of a request run."""
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Return when every job is done."""
+
+    def give_way(self) -> None:
+        """Let others go on for a moment, if the caller has held them up for long."""
+
+
+class ThreadRunner:
+    """Runs jobs in the thread that brings them, one pass at a time in a worker, of whichever model.
+
+    Two passes at once would only compete for the worker's one core; while one runs, other threads decode and encode.
+    """
+
+    def __init__(self) -> None:
+        self._core = threading.Lock()  # held by the thread whose forward pass runs
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Run `jobs` one after the other; one that has waited past its deadline does not run."""
+        for job in jobs:
+            seconds = job.deadline - time.monotonic()
+            if seconds > 0 and self._core.acquire(timeout=min(seconds, threading.TIMEOUT_MAX)):
+                try:
+                    run_pass([job])
+                finally:
+                    self._core.release()
+            else:
+                job.fail(DeadlineExceeded(TOO_LATE))
+
+    def give_way(self) -> None:
+        """Do nothing: the operating system shares the time out among threads."""
+
+
+_runner: Runner = ThreadRunner()
+
+
+def use_runner(runner: Runner) -> None:
+    """Put `runner` in place for every batcher of this process; done once, before any request."""
+    global _runner
+    _runner = runner
+
+
+def give_way() -> None:
+    """Call this between the pieces of long work that is not a forward pass, so that others are served meanwhile."""
+    _runner.give_way()
+
+
+class Backlog:
+    """The rows that a worker has taken in and not yet answered, over all its models, and their limit."""
+
+    def __init__(self, max_rows: int) -> None:
+        self._max_rows = max_rows
+        self._rows = 0
+        self._seconds_per_row = 0.0
+        self._lock = threading.Lock()
+
+    def enter(self, rows: int) -> None:
+        """Take in a request of `rows` rows; raise Overloaded if too many wait already. A lone request always enters."""
+        with self._lock:
+            if self._rows and self._rows + rows > self._max_rows:
+                error = Overloaded(FULL)
+                error.retry_after = max(1, math.ceil(self._rows * self._seconds_per_row))
+                raise error
+            self._rows += rows
+
+    def leave(self, rows: int) -> None:
+        """Let a request of `rows` rows go, answered or not."""
+        with self._lock:
+            self._rows -= rows
+
+    def note_speed(self, rows: int, seconds: float) -> None:
+        """Learn from a pass of `rows` rows how long those that wait will take."""
+        self._seconds_per_row += _SMOOTHING * (seconds / rows - self._seconds_per_row)
+
+
+class Batcher:
+    """Brings rows to `engine`, in passes of at most `max_batch_rows` rows.
+
+    `is_long` says that a pass takes so long that an event loop should not wait for it. `observe` is told of every pass:
+    its rows, its seconds, and the seconds that each job in it had waited.
+    """
+
+    def __init__(
+        self,
+        engine: Callable[[Tensors], Tensors],
+        max_batch_rows: int,
+        is_long: bool = False,
+        observe: Callable[[int, float, list[float]], None] = lambda rows, seconds, waits: None,
+    ) -> None:
+        self.engine = engine
+        self.max_batch_rows = max_batch_rows
+        self.is_long = is_long
+        self.observe = observe
 
     def __call__(self, tensors: Tensors, deadline: float) -> Tensors:
         """Return the engine's outputs for all rows of `tensors`.
 
-        `deadline` is a time of the monotonic clock, in seconds. It is checked where the request waits for its turn,
-        before each pass; DeadlineExceeded is raised then. A pass that runs is not interrupted.
+        `deadline` is a time of the monotonic clock, in seconds. DeadlineExceeded is raised for rows that still wait
+        then; a pass that runs is not interrupted. Otherwise it raises what the engine raises for these rows.
         """
-        starts = range(0, row_count(tensors), self._max_batch_rows)
-        return concatenate(
-            [self._run(slice_rows(tensors, slice(start, start + self._max_batch_rows)), deadline) for start in starts]
-        )
+        rows, most = row_count(tensors), self.max_batch_rows
+        if rows <= most:
+            jobs = [Job(self, tensors, rows, deadline)]
+        else:
+            pieces = [slice_rows(tensors, slice(start, start + most)) for start in range(0, rows, most)]
+            jobs = [Job(self, piece, row_count(piece), deadline) for piece in pieces]
+        _runner.run(jobs)
+        for job in jobs:
+            if job.error is not None:
+                raise job.error
+        return concatenate([job.outputs for job in jobs])
 
-    def _run(self, tensors: Tensors, deadline: float) -> Tensors:
-        if not _core.acquire(timeout=min(remaining(deadline), threading.TIMEOUT_MAX)):
-            raise DeadlineExceeded(TOO_LATE)
-        try:
-            return self._engine(tensors)
-        finally:
-            _core.release()
+
+def take_batch(waiting: list[Job]) -> list[Job]:
+    """Take from `waiting` the first job and all that fit into one pass with it, in their order."""
+    first = waiting[0]
+    rows, batch, others = 0, [], []
+    for job in waiting:
+        if job.key == first.key and rows + job.rows <= first.batcher.max_batch_rows:
+            rows += job.rows
+            batch.append(job)
+        else:
+            others.append(job)
+    waiting[:] = others
+    return batch
+
+
+def expire(jobs: Iterable[Job]) -> list[Job]:
+    """Fail those of `jobs` whose deadline has passed; return the others."""
+    now = time.monotonic()
+    alive = []
+    for job in jobs:
+        if job.deadline <= now:
+            job.fail(DeadlineExceeded(TOO_LATE))
+        else:
+            alive.append(job)
+    return alive
+
+
+def run_pass(jobs: list[Job]) -> None:
+    """Run `jobs`, which fit together, in one forward pass; if it fails, singly, so that only the culprit fails."""
+    batcher, started = jobs[0].batcher, time.monotonic()
+    try:
+        outputs = batcher.engine(concatenate([job.tensors for job in jobs]))
+    except Exception as error:
+        if len(jobs) == 1:
+            jobs[0].fail(error)
+        else:
+            for job in jobs:
+                run_pass([job])
+        return
+    seconds = time.monotonic() - started
+    start = 0
+    for job in jobs:
+        stop = start + job.rows
+        job.outputs = outputs if len(jobs) == 1 else slice_rows(outputs, slice(start, stop))
+        job.done = True
+        start = stop
+    batcher.observe(start, seconds, [started - job.submitted for job in jobs])

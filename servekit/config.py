@@ -16,7 +16,9 @@ from servekit.errors import SettingError
 
 PREFIX = "SERVEKIT_"
 MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"  # the Prometheus client's variable: the folder that workers share
+ARRIVED = "servekit.arrived"  # environ key of WSGI: when a request arrived, a time of the monotonic clock
 LOG_FORMATS = ("text", "json")
+ENGINES = ("auto", "onnx", "torch")
 _ROOT = Path("/")
 
 
@@ -26,14 +28,23 @@ class Settings:
 
     model_store: Path = Path("model_store")  # <name>/<version>/ folders, written by train/
     data_dir: Path = Path("data/mnist")  # where train/ looks for MNIST's four files
+    engine: str = "auto"  # "onnx", "torch", or auto: ONNX where its package and the model's file are there
     max_body_bytes: int = 25 * 2**20  # 25 MiB: a thousand scanned digits, and a bound on memory
     deadline_seconds: float = 30.0  # a request that has waited this long gets 504: its client has given up
+    max_waiting: int = 1000  # rows in one worker; above it 503 at once, which serves a client better than 504 late
+    long_pass_seconds: float = 0.002  # a model this slow computes beside the event loop, which goes on meanwhile
+    header_seconds: float = 10.0  # for the head of a request to arrive
+    body_seconds: float = 30.0  # for its body; 25 MiB at 7 Mbit/s
+    write_seconds: float = 30.0  # for the client to take its answer
     log_format: str = "text"  # "json" for one object a line, as log collectors want it
 
     def __post_init__(self) -> None:
+        _require(self.engine in ENGINES, "engine", "one of: " + ", ".join(ENGINES))
         _require(self.max_body_bytes > 0, "max_body_bytes", "a number of bytes above 0")
-        positive = self.deadline_seconds > 0 and math.isfinite(self.deadline_seconds)
-        _require(positive, "deadline_seconds", "a number of seconds above 0")
+        _require(self.max_waiting > 0, "max_waiting", "a number of rows above 0")
+        for name in ("deadline_seconds", "long_pass_seconds", "header_seconds", "body_seconds", "write_seconds"):
+            seconds = getattr(self, name)
+            _require(seconds > 0 and math.isfinite(seconds), name, "a number of seconds above 0")
         _require(self.log_format in LOG_FORMATS, "log_format", "one of: " + ", ".join(LOG_FORMATS))
 
     @classmethod

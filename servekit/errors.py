@@ -10,6 +10,7 @@
         ├── PayloadTooLarge       413  the body or the batch is over a limit
         ├── UnsupportedMediaType  415  a content type that no one reads here
         ├── NotReady              503  nothing can be predicted yet
+        ├── Overloaded            503  too many rows wait already
         ├── OutOfMemory           503  try again when others are done
         └── DeadlineExceeded      504  the request waited too long
 
@@ -69,6 +70,13 @@ class UnsupportedMediaType(RequestError):
 
 class NotReady(RequestError):
     """No prediction can be made yet."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    retry_after = 1
+
+
+class Overloaded(RequestError):
+    """Too many rows wait already; the request was not looked at. Whoever raises it sets `retry_after`."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     retry_after = 1

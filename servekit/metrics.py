@@ -6,6 +6,7 @@ table and the repository, never from the wire: a client that invents paths, meth
 """
 
 import os
+from collections.abc import Iterable
 from http import HTTPMethod
 from typing import TYPE_CHECKING
 
@@ -36,9 +37,21 @@ request_seconds = Histogram(
 rows = Counter("servekit_rows", "Rows predicted, by model and version", ["model", "version"])
 inference_seconds = Histogram(
     "servekit_inference_duration_seconds",
-    "Time that a request spends waiting for the network and in it, by model and version",
+    "Time of a forward pass, which may serve several requests, by model and version",
     ["model", "version"],
     buckets=_BUCKETS,
+)
+queue_seconds = Histogram(
+    "servekit_queue_duration_seconds",
+    "Time that the rows of a request wait for their forward pass, by model and version",
+    ["model", "version"],
+    buckets=_BUCKETS,
+)
+batch_rows = Histogram(
+    "servekit_batch_rows",
+    "Rows of a forward pass, by model and version",
+    ["model", "version"],
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
 )
 models_loaded = Gauge(
     "servekit_models_loaded",
@@ -55,22 +68,32 @@ def observe_request(method: str, route: str, status: int, seconds: float) -> Non
     request_seconds.labels(method, route).observe(seconds)
 
 
+def observe_refusal(status: int) -> None:
+    """Count a request that the application never saw, because it was no HTTP, too large, or too slow to arrive."""
+    requests.labels(OTHER, UNMATCHED, status).inc()
+
+
 class ModelMeter:
     """The metrics of one loaded version, looked up once."""
 
     def __init__(self, model: str, version: str) -> None:
         self._rows = rows.labels(model, version)
         self._seconds = inference_seconds.labels(model, version)
+        self._waits = queue_seconds.labels(model, version)
+        self._batch_rows = batch_rows.labels(model, version)
         self._loaded = models_loaded.labels(model, version)
 
     def set_loaded(self) -> None:
         """Count this worker among those that hold the version."""
         self._loaded.set(1)
 
-    def observe(self, row_count: int, seconds: float) -> None:
-        """Count one request of `row_count` rows that took `seconds`."""
+    def observe(self, row_count: int, seconds: float, waits: Iterable[float]) -> None:
+        """Count one pass of `row_count` rows that took `seconds`, and how long those in it had waited."""
         self._rows.inc(row_count)
+        self._batch_rows.observe(row_count)
         self._seconds.observe(seconds)
+        for wait in waits:
+            self._waits.observe(wait)
 
 
 def init_app(app: "Flask") -> None:

@@ -1,32 +1,48 @@
 """One loaded version of a model, and a request's way through it: preprocess, batched inference, postprocess."""
 
+import contextlib
+import importlib.util
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from servekit.batcher import Batcher, remaining
+from servekit.batcher import Backlog, Batcher, give_way, remaining
+from servekit.config import Settings
 from servekit.engines import Engine
 from servekit.errors import InvalidInput, ModelLoadError
 from servekit.handlers.base import Handler
 from servekit.metrics import ModelMeter
-from servekit.spec import FILE_NAME, ModelSpec, read_spec, resolve
+from servekit.spec import FILE_NAME, ONNX, ModelSpec, read_spec, resolve
 from servekit.tensors import Tensors, concatenate, row_count, slice_rows
+
+_WARM_UP_PASSES = 3  # the first pays for first-time work; the fastest of the others is the model's speed
 
 
 class Model:
-    """A version of a model, ready to predict; made once a worker, used by all its threads."""
+    """A version of a model, ready to predict; made once a worker, used by all its requests."""
 
-    def __init__(self, name: str, version: str, spec: ModelSpec, handler: Handler, engine: Engine) -> None:
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        spec: ModelSpec,
+        handler: Handler,
+        engine: Engine,
+        backlog: Backlog,
+        is_long: bool = False,
+    ) -> None:
+        """`backlog` is that of the worker; `is_long` as in `Batcher`."""
         self.name = name
         self.version = version
         self.spec = spec
         self.device = engine.device
         self._handler = handler
-        self._batcher = Batcher(engine, spec.max_batch_rows)
+        self._backlog = backlog
+        self._batcher = Batcher(engine, spec.max_batch_rows, is_long, self._observe)
 
     @cached_property
     def meter(self) -> ModelMeter:
@@ -36,23 +52,29 @@ class Model:
     def predict(self, tensors: Tensors, deadline: float) -> Tensors:
         """Return the answer for every row of `tensors`; `deadline` is a time of the monotonic clock, in seconds.
 
-        Raises InvalidInput for what the handler cannot read, DeadlineExceeded, or MemoryError.
+        Raises Overloaded, InvalidInput for what the handler cannot read, DeadlineExceeded, or MemoryError.
         """
-        return self._handler.postprocess(self._infer(self._handler.preprocess(tensors), deadline))
+        with self._admitted(row_count(tensors)):
+            return self._handler.postprocess(self._batcher(self._handler.preprocess(tensors), deadline))
 
     def predict_each(self, requests: Sequence[Tensors], deadline: float) -> list[Tensors | InvalidInput]:
         """Return an answer, or what is wrong with it, for each of `requests`: a bad one fails alone.
 
-        Those that can be read go through the network together.
+        Those that can be read go through the network together. Raises as `predict` does, but for InvalidInput.
         """
+        with self._admitted(sum(map(row_count, requests))):
+            return self._predict_each(requests, deadline)
+
+    def _predict_each(self, requests: Sequence[Tensors], deadline: float) -> list[Tensors | InvalidInput]:
         prepared = []
         for tensors in requests:
-            remaining(deadline)  # reading a thousand large images takes time too
+            give_way()  # reading a thousand large images takes time
+            remaining(deadline)
             prepared.append(_attempt(self._handler.preprocess, tensors))
         readable = [tensors for tensors in prepared if not isinstance(tensors, InvalidInput)]
         if not readable:
             return prepared
-        outputs = self._infer(concatenate(readable), deadline)
+        outputs = self._batcher(concatenate(readable), deadline)
         answers: list[Tensors | InvalidInput] = []
         start = 0
         for request in prepared:
@@ -64,23 +86,43 @@ class Model:
             start = stop
         return answers
 
-    def _infer(self, tensors: Tensors, deadline: float) -> Tensors:
-        started = time.monotonic()
-        outputs = self._batcher(tensors, deadline)
-        self.meter.observe(row_count(tensors), time.monotonic() - started)
-        return outputs
+    @contextlib.contextmanager
+    def _admitted(self, rows: int) -> Iterator[None]:
+        self._backlog.enter(rows)
+        try:
+            yield
+        finally:
+            self._backlog.leave(rows)
+
+    def _observe(self, rows: int, seconds: float, waits: list[float]) -> None:
+        self._backlog.note_speed(rows, seconds)
+        self.meter.observe(rows, seconds, waits)
 
 
-def load_model(name: str, version: str, folder: Path) -> Model:
+def load_model(name: str, version: str, folder: Path, settings: Settings, backlog: Backlog) -> Model:
     """Load and warm up the version in `folder`; raise ModelLoadError naming the file and the remedy."""
-    # Imported here so that nothing of torch is loaded by a process that loads no model.
-    from servekit.engines.torch import TorchEngine
-
     spec = read_spec(folder)
     handler = _make_handler(folder, spec)
-    engine = TorchEngine(folder, spec)
-    _warm_up(engine, folder, spec)
-    return Model(name, version, spec, handler, engine)
+    engine = _load_engine(folder, spec, settings.engine)
+    seconds = _warm_up(engine, folder, spec)
+    return Model(name, version, spec, handler, engine, backlog, is_long=seconds > settings.long_pass_seconds)
+
+
+def _load_engine(folder: Path, spec: ModelSpec, choice: str) -> Engine:
+    """Return the engine that `choice`, one of `servekit.config.ENGINES`, means for this version.
+
+    Each is imported only when it is chosen: a worker that serves by ONNX Runtime has no torch in its memory.
+    """
+    has_runtime = importlib.util.find_spec("onnxruntime") is not None
+    if choice == "onnx" and not has_runtime:
+        raise ModelLoadError("SERVEKIT_ENGINE=onnx needs ONNX Runtime; install servekit[onnx], or set it to auto.")
+    if choice == "onnx" or (choice == "auto" and has_runtime and ONNX in spec.files):
+        from servekit.engines.onnx import OnnxEngine
+
+        return OnnxEngine(folder, spec)
+    from servekit.engines.torch import TorchEngine
+
+    return TorchEngine(folder, spec)
 
 
 def _attempt(step: Callable[[Tensors], Tensors], tensors: Tensors) -> Tensors | InvalidInput:
@@ -102,15 +144,22 @@ def _make_handler(folder: Path, spec: ModelSpec) -> Handler:
     return handler
 
 
-def _warm_up(engine: Engine, folder: Path, spec: ModelSpec) -> None:
-    """Run a row of zeros, so that the first client does not pay for first-time work, and compare with the spec."""
-    try:
-        outputs = engine({tensor.name: np.zeros((1, *tensor.shape[1:]), tensor.dtype) for tensor in spec.inputs})
-    except Exception as error:
-        reason = textwrap.shorten(str(error), 300)
-        raise ModelLoadError(
-            f"{folder / FILE_NAME}: the network {spec.network} fails on its inputs: {reason}; correct one of them."
-        ) from error
+def _warm_up(engine: Engine, folder: Path, spec: ModelSpec) -> float:
+    """Run a row of zeros, so that the first client does not pay for first-time work, and compare with the spec.
+
+    Returns the seconds of a pass.
+    """
+    fastest = float("inf")
+    for _ in range(_WARM_UP_PASSES):
+        started = time.monotonic()
+        try:
+            outputs = engine({tensor.name: np.zeros((1, *tensor.shape[1:]), tensor.dtype) for tensor in spec.inputs})
+        except Exception as error:
+            reason = textwrap.shorten(str(error), 300)
+            raise ModelLoadError(
+                f"{folder / FILE_NAME}: the network {spec.network} fails on its inputs: {reason}; correct one of them."
+            ) from error
+        fastest = min(fastest, time.monotonic() - started)
     for tensor in spec.outputs:
         array = outputs[tensor.name]
         if (array.dtype.name, array.shape) != (tensor.dtype, (1, *tensor.shape[1:])):
@@ -118,3 +167,4 @@ def _warm_up(engine: Engine, folder: Path, spec: ModelSpec) -> None:
                 f"{folder / FILE_NAME} promises {tensor.name} as {tensor.dtype} {list(tensor.shape)}, but the network "
                 f"{spec.network} gives {array.dtype.name} {[-1, *array.shape[1:]]}; correct one of them."
             )
+    return fastest

@@ -1,8 +1,9 @@
 """From disk to memory: which versions a model store holds, and the models loaded from it."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
+from servekit.batcher import Backlog
+from servekit.config import Settings
 from servekit.errors import ModelLoadError, ModelNotFound, NotReady
 from servekit.model import Model, load_model
 from servekit.spec import scan
@@ -15,13 +16,17 @@ class Repository:
         self._models = {model.name: model for model in models}
 
     @classmethod
-    def load(cls, store: Path) -> "Repository":
-        """Load the newest version of every model in `store`; raise ModelLoadError if one, or all, cannot be."""
+    def load(cls, settings: Settings) -> "Repository":
+        """Load the newest version of every model in the model store; raise ModelLoadError if one, or all, cannot be."""
+        store = settings.model_store
         versions = scan(store)
         if not versions:
             raise ModelLoadError(f"There is no model in {store}; run `make train`, or set SERVEKIT_MODEL_STORE.")
         newest = {name: str(found[-1]) for name, found in versions.items()}
-        repository = cls(load_model(name, version, store / name / version) for name, version in newest.items())
+        backlog = Backlog(settings.max_waiting)
+        repository = cls(
+            load_model(name, version, store / name / version, settings, backlog) for name, version in newest.items()
+        )
         for model in repository.models:  # not before all are loaded: a worker that ends here serves none of them
             model.meter.set_loaded()
         return repository

@@ -4,9 +4,9 @@ import time
 import numpy as np
 import pytest
 
-from servekit.batcher import Batcher
+from servekit.batcher import Backlog, Batcher, Job, run_pass, take_batch
 from servekit.engines.echo import EchoEngine
-from servekit.errors import DeadlineExceeded
+from servekit.errors import DeadlineExceeded, Overloaded
 from servekit.tensors import Tensors, row_count
 
 SOON = 10.0
@@ -93,3 +93,65 @@ def test_a_pass_that_fails_gives_its_turn_back() -> None:
     for _ in range(2):
         with pytest.raises(RuntimeError):
             batcher(rows(1), time.monotonic() + SOON)
+
+
+def jobs_of(batcher: Batcher, *arrays: np.ndarray) -> list[Job]:
+    return [Job(batcher, {"x": array}, len(array), time.monotonic() + SOON) for array in arrays]
+
+
+def test_only_what_fits_together_goes_into_one_batch_and_the_order_stays() -> None:
+    batcher, other = Batcher(EchoEngine(), 4), Batcher(EchoEngine(), 4)
+    flat, square = np.zeros(2), np.zeros((1, 3))
+    waiting = jobs_of(batcher, flat, square, flat, np.zeros(1), flat.astype(int))
+    waiting[1:1] = jobs_of(other, flat)
+    sizes = []
+    while waiting:
+        batch = take_batch(waiting)
+        assert len({job.key for job in batch}) == 1
+        sizes.append([job.rows for job in batch])
+    assert sizes == [[2, 2], [2], [1], [1], [2]]
+
+
+def test_a_batch_gives_each_request_its_own_rows() -> None:
+    engine = CountingEngine()
+    jobs = jobs_of(Batcher(engine, 32), np.arange(3), np.arange(10, 12), np.arange(20, 21))
+    run_pass(jobs)
+    assert [job.outputs["x"].tolist() for job in jobs] == [[0, 1, 2], [10, 11], [20]]
+    assert engine.passes == [6]
+
+
+def test_only_the_culprit_of_a_batch_that_fails_fails() -> None:
+    class Fragile(CountingEngine):
+        def __call__(self, tensors: Tensors) -> Tensors:
+            super().__call__(tensors)
+            if (tensors["x"] == 13).any():
+                raise ValueError("thirteen")
+            return tensors
+
+    engine = Fragile()
+    jobs = jobs_of(Batcher(engine, 32), np.arange(3), np.array([13]), np.arange(20, 21))
+    run_pass(jobs)
+    assert [job.done for job in jobs] == [True] * 3
+    assert [str(job.error) if job.error else job.outputs["x"].tolist() for job in jobs] == [[0, 1, 2], "thirteen", [20]]
+    assert engine.passes == [5, 3, 1, 1]
+
+
+def test_a_pass_is_observed_with_its_rows_and_waits() -> None:
+    seen: list[tuple[int, float, list[float]]] = []
+    batcher = Batcher(CountingEngine(seconds=0.01), 32, observe=lambda *values: seen.append(values))
+    jobs = jobs_of(batcher, np.arange(3), np.arange(2))
+    time.sleep(0.02)
+    run_pass(jobs)
+    [(count, seconds, waits)] = seen
+    assert count == 5 and 0.01 <= seconds < 1 and len(waits) == 2 and min(waits) >= 0.02
+
+
+def test_the_time_to_try_again_follows_from_what_waits_and_how_fast_it_goes() -> None:
+    backlog = Backlog(100)
+    for _ in range(100):
+        backlog.note_speed(rows=10, seconds=1.0)
+    backlog.enter(90)
+    with pytest.raises(Overloaded) as refused:
+        backlog.enter(11)
+    assert refused.value.retry_after == 9  # 90 rows at a tenth of a second
+    backlog.enter(10)

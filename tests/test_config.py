@@ -24,7 +24,7 @@ def test_an_unknown_setting_names_the_nearest() -> None:
 
 
 def test_an_unknown_setting_that_is_near_to_none_lists_them() -> None:
-    with pytest.raises(SettingError, match="Unknown setting SERVEKIT_QQ; there are: SERVEKIT_DATA_DIR, SERVEKIT_DEADLINE"):
+    with pytest.raises(SettingError, match="Unknown setting SERVEKIT_QQ; there are: SERVEKIT_BODY_SECONDS, SERVEKIT_DATA_DIR"):
         Settings.from_environ({"SERVEKIT_QQ": "x"})
 
 
@@ -38,6 +38,12 @@ def test_an_unknown_setting_that_is_near_to_none_lists_them() -> None:
         ("DEADLINE_SECONDS", "nan"),
         ("DEADLINE_SECONDS", "inf"),
         ("LOG_FORMAT", "xml"),
+        ("ENGINE", "tensorrt"),
+        ("MAX_WAITING", "0"),
+        ("LONG_PASS_SECONDS", "0"),
+        ("HEADER_SECONDS", "-1"),
+        ("BODY_SECONDS", "nan"),
+        ("WRITE_SECONDS", "inf"),
         ("MODEL_STORE", " "),
     ],
 )

@@ -162,7 +162,7 @@ def test_the_example_of_ones_own_model_writes_a_version_that_serves(tmp_path: Pa
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert ended.stdout == f"Wrote {tmp_path}/mnist/1.\n", ended.stderr
-    assert Repository.load(tmp_path).get("mnist").version == "1"
+    assert Repository.load(Settings(model_store=tmp_path)).get("mnist").version == "1"
 
 
 def test_the_example_of_ones_own_handler_refuses_what_it_says() -> None:

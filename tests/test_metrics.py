@@ -45,7 +45,8 @@ def test_nothing_from_the_wire_becomes_a_label(server: Server) -> None:
     assert "invented" not in text.lower()
     samples = series(server)
     assert samples['servekit_requests_total{method="GET",route="unmatched",status="404"}'] >= 5
-    assert samples['servekit_requests_total{method="other",route="unmatched",status="405"}'] >= 5
+    others = 'servekit_requests_total{method="other",route="unmatched"'
+    assert sum(count for name, count in samples.items() if name.startswith(others)) >= 5
 
 
 def test_names_select_metrics(server: Server) -> None:
@@ -78,7 +79,7 @@ def test_the_text_is_what_prometheus_reads(server: Server) -> None:
 def test_without_gunicorn_the_page_is_that_of_one_process() -> None:
     code = (
         "from flask import Flask; from servekit import metrics; app = Flask('x'); metrics.init_app(app);"
-        "metrics.ModelMeter('m', '1').observe(3, 0.1); print(app.test_client().get('/metrics').text)"
+        "metrics.ModelMeter('m', '1').observe(3, 0.1, [0.01]); print(app.test_client().get('/metrics').text)"
     )
     variables = environment()
     variables.pop("PROMETHEUS_MULTIPROC_DIR", None)

@@ -4,8 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from servekit.batcher import Backlog
+from servekit.config import Settings
 from servekit.engines.echo import EchoEngine
-from servekit.errors import DeadlineExceeded, InvalidInput, ModelLoadError
+from servekit.errors import DeadlineExceeded, InvalidInput, ModelLoadError, Overloaded
 from servekit.handlers.base import Handler
 from servekit.model import Model, load_model
 from servekit.spec import ModelSpec
@@ -13,6 +15,8 @@ from servekit.tensors import Tensors
 from tests import networks
 from tests.test_spec import SPEC
 from tests.versions import edit, write_regressor
+from train.linear import LinearSettings
+from train.linear import train as train_linear
 
 
 class PickyHandler(Handler):
@@ -34,7 +38,7 @@ class PickyHandler(Handler):
 
 @pytest.fixture
 def model() -> Model:
-    return Model("picky", "1", SPEC, PickyHandler(), EchoEngine())
+    return Model("picky", "1", SPEC, PickyHandler(), EchoEngine(), Backlog(100))
 
 
 def soon() -> float:
@@ -92,11 +96,40 @@ def test_a_model_that_does_not_keep_its_word_is_not_loaded(tmp_path: Path, membe
     folder = write_regressor(tmp_path)
     edit(folder, **members)
     with pytest.raises(ModelLoadError, match=f"model.json.*{reason}"):
-        load_model("linear", "1", folder)
+        load_model("linear", "1", folder, Settings(), Backlog(100))
 
 
 def test_an_object_that_is_no_handler_is_refused(tmp_path: Path) -> None:
     folder = write_regressor(tmp_path)
     edit(folder, handler="types:SimpleNamespace", options={})
     with pytest.raises(ModelLoadError, match="the handler types:SimpleNamespace cannot be made"):
-        load_model("linear", "1", folder)
+        load_model("linear", "1", folder, Settings(), Backlog(100))
+
+
+def test_a_model_that_waits_for_too_many_rows_refuses_more_before_it_looks_at_them() -> None:
+    backlog = Backlog(10)
+    model = Model("picky", "1", SPEC, PickyHandler(), EchoEngine(), backlog)
+    assert len(model.predict({"x": np.zeros(50)}, soon())["x"]) == 50  # alone, even a large request gets in
+    backlog.enter(8)
+    assert len(model.predict({"x": np.zeros(2)}, soon())["x"]) == 2
+    with pytest.raises(Overloaded):
+        model.predict({"x": np.array([-1, -1, -1])}, soon())  # not InvalidInput: it was not read
+    with pytest.raises(Overloaded):
+        model.predict_each([{"x": np.zeros(1)}] * 3, soon())
+    backlog.leave(8)
+    assert len(model.predict({"x": np.zeros(9)}, soon())["x"]) == 9
+
+
+def test_onnx_is_taken_where_it_can_be(tmp_path: Path) -> None:
+    train_linear(LinearSettings(epochs=1), Settings(model_store=tmp_path))
+    folder = tmp_path / "linear" / "1"
+
+    def engine(choice: str) -> str:
+        model = load_model("linear", "1", folder, Settings(engine=choice), Backlog(1))
+        return type(model._batcher.engine).__name__
+
+    assert [engine(choice) for choice in ("auto", "onnx", "torch")] == ["OnnxEngine", "OnnxEngine", "TorchEngine"]
+    plain = write_regressor(tmp_path, networks.Infinite())
+    load_model("linear", "2", plain, Settings(), Backlog(1))  # it has no ONNX file
+    with pytest.raises(ModelLoadError, match="names no model.onnx under files"):
+        load_model("linear", "2", plain, Settings(engine="onnx"), Backlog(1))

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from servekit.config import Settings
 from servekit.errors import ModelLoadError, ModelNotFound, NotReady
 from servekit.repository import Repository
 from servekit.spec import scan
@@ -13,7 +14,7 @@ def test_the_newest_version_is_loaded(tmp_path: Path) -> None:
     for _ in range(11):
         write_regressor(tmp_path)
     write_regressor(tmp_path, name="other")
-    repository = Repository.load(tmp_path)
+    repository = Repository.load(Settings(model_store=tmp_path))
     assert [(model.name, model.version) for model in repository.models] == [("linear", "11"), ("other", "1")]
     assert repository.get("linear").version == "11"
     repository.require_ready()
@@ -22,7 +23,7 @@ def test_the_newest_version_is_loaded(tmp_path: Path) -> None:
 def test_an_unknown_model_is_not_found(tmp_path: Path) -> None:
     write_regressor(tmp_path)
     with pytest.raises(ModelNotFound, match="the loaded ones: linear"):
-        Repository.load(tmp_path).get("../linear")
+        Repository.load(Settings(model_store=tmp_path)).get("../linear")
 
 
 @pytest.mark.parametrize("make", [True, False])
@@ -31,7 +32,7 @@ def test_a_store_without_a_model_names_the_remedy(tmp_path: Path, make: bool) ->
     if make:
         (store / "empty").mkdir(parents=True)
     with pytest.raises(ModelLoadError, match=f"no model in {store}; run `make train`"):
-        Repository.load(store)
+        Repository.load(Settings(model_store=store))
 
 
 def test_what_is_no_version_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

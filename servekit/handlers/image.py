@@ -53,6 +53,7 @@ class ImageHandler(Handler):
             raise ValueError("its input must have the shape -1, channels (1 or 3), height, width")
         _, channels, self._height, self._width = spec.inputs[0].shape
         self._mode = _MODES[channels]
+        Image.preinit()  # Pillow finds its decoders when it first needs one: the first client would pay for that
 
     def preprocess(self, tensors: Tensors) -> Tensors:
         """Decode `image`, an array of encoded pictures; raise InvalidInput for one that cannot be read."""
