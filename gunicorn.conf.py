@@ -1,6 +1,7 @@
 """Gunicorn's settings; `GUNICORN_CMD_ARGS` and the command line win over them, as Gunicorn documents."""
 
 import os
+from importlib.util import find_spec
 
 from servekit.config import usable_cores
 from servekit.hooks import Logger, child_exit, on_starting, post_fork, post_worker_init  # noqa: F401
@@ -14,9 +15,9 @@ workers = int(os.environ.get("WEB_CONCURRENCY") or usable_cores())
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# Threads read and write while the network computes, so that health is answered and one slow client holds up no other.
-worker_class = "gthread"
-threads = 16
+# The event loop batches requests and stands slow clients; what it needs is an extra, and Gunicorn's own class does without.
+worker_class = "servekit.worker.Worker" if all(map(find_spec, ("greenlet", "httptools"))) else "gthread"
+threads = 16  # of gthread: they read and write while the network computes
 
 timeout = 30  # a worker whose loop is silent for so long is replaced
 graceful_timeout = 25  # below the 30 s after which orchestrators kill

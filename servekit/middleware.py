@@ -8,7 +8,7 @@ from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from servekit import metrics
-from servekit.config import Settings
+from servekit.config import ARRIVED, Settings
 from servekit.logs import request_id
 
 DEADLINE = "servekit.deadline"  # environ key: a time of the monotonic clock, in seconds
@@ -67,7 +67,7 @@ class Deadline:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer as the application does, with the deadline in `environ`."""
-        environ[DEADLINE] = time.monotonic() + self._seconds
+        environ[DEADLINE] = environ.get(ARRIVED, time.monotonic()) + self._seconds
         return self._app(environ, start_response)
 
 

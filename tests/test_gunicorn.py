@@ -19,6 +19,7 @@ from tests import networks
 from tests.server import ROOT, Server, environment, launch, running, send, wait_for
 from tests.versions import edit, write_regressor
 
+WORKER = "servekit.worker.Worker"
 BOTH_LOADED = b'servekit_models_loaded{model="linear",version="1"} 2.0'
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
@@ -46,7 +47,7 @@ def test_the_banner_says_what_is_served_and_how_to_try_it(server: Server) -> Non
     assert banner == [
         f"  address  http://127.0.0.1:{server.port}",
         "  models   linear/1, mnist/1",
-        "  workers  2 (gthread), on cpu",
+        f"  workers  2 ({WORKER}), on cpu",
         f'  try      curl -X POST -d "value=5" http://127.0.0.1:{server.port}/predict',
     ]
     attempt = subprocess.run(banner[3].removeprefix("  try      "), shell=True, capture_output=True, check=True)
@@ -58,12 +59,31 @@ def threads_of(pid: int) -> int:
     return int(re.search(r"Threads:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
 
 
-def test_the_master_has_one_thread_and_loads_neither_torch_nor_numpy(server: Server) -> None:
+def libraries_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_the_master_has_one_thread_and_loads_no_heavy_library(server: Server) -> None:
     assert threads_of(server.process.pid) == 1
-    libraries = Path(f"/proc/{server.process.pid}/maps").read_text()
-    assert "torch" not in libraries and "numpy" not in libraries
+    assert not re.search("torch|numpy|onnxruntime", libraries_of(server.process.pid))
+
+
+def test_a_worker_that_serves_by_onnx_never_imports_torch(server: Server, tmp_path: Path, store: Path) -> None:
+    assert server.post_form("/predict", "value=5")[0] == 200
     for worker in server.workers():
-        assert "libtorch" in Path(f"/proc/{worker}/maps").read_text()
+        assert "onnxruntime" in libraries_of(worker) and "torch" not in libraries_of(worker)
+    hook = tmp_path / "conf.py"
+    hook.write_text(
+        "import sys\n"
+        "def worker_exit(server, worker):\n"
+        "    print('modules:', [name for name in ('onnxruntime', 'torch') if name in sys.modules], flush=True)\n"
+    )
+    (tmp_path / "wsgi_conf.py").write_text((ROOT / "gunicorn.conf.py").read_text() + hook.read_text())
+    for engine, modules in (("onnx", "['onnxruntime']"), ("torch", "['torch']")):
+        arguments = ("--config", str(tmp_path / "wsgi_conf.py"))
+        with serving(tmp_path, store, *arguments, workers=1, SERVEKIT_ENGINE=engine) as other:
+            assert other.post_form("/predict", "value=5")[2]["prediction"] == pytest.approx(9, abs=0.1)
+        assert f"modules: {modules}" in other.text()
 
 
 def test_a_worker_computes_on_one_thread(tmp_path: Path) -> None:
@@ -172,7 +192,7 @@ def test_a_reload_under_load_loses_no_request(tmp_path: Path, linear_store: Path
 def test_a_reload_that_could_not_serve_is_refused_and_changes_nothing(tmp_path: Path, linear_store: Path) -> None:
     with serving(tmp_path, linear_store) as server:
         before = server.workers()
-        (linear_store / "linear" / "1" / "model.pth").write_bytes(b"damaged while serving")
+        (linear_store / "linear" / "1" / "model.onnx").write_bytes(b"damaged while serving")
         with Load(server, clients=2) as load:
             server.process.send_signal(signal.SIGHUP)
             refusal = "Not reloaded, the old workers go on: servekit cannot start: "
@@ -221,9 +241,9 @@ def test_the_metrics_folder_is_emptied_at_start_and_removed_at_the_end(tmp_path:
     assert not made & set(Path("/dev/shm").glob("servekit-metrics-*"))
 
 
-def refuses(tmp_path: Path, store: Path, *words: str) -> None:
+def refuses(tmp_path: Path, store: Path, *words: str, **variables: str) -> None:
     """Assert that the server ends by itself, not with 0, after one sentence that holds all of `words`."""
-    server = launch(tmp_path / "log", SERVEKIT_MODEL_STORE=str(store), WEB_CONCURRENCY="3")
+    server = launch(tmp_path / "log", SERVEKIT_MODEL_STORE=str(store), WEB_CONCURRENCY="3", **variables)
     assert server.process.wait(timeout=60) != 0
     sentences = [line for line in server.text().splitlines() if "servekit cannot start: " in line]
     assert len(sentences) == 1, server.text()
@@ -233,15 +253,16 @@ def refuses(tmp_path: Path, store: Path, *words: str) -> None:
 
 def test_a_damaged_model_is_refused_in_one_sentence(tmp_path: Path, linear_store: Path) -> None:
     folder = linear_store / "linear" / "1"
-    weights = (folder / "model.pth").read_bytes()
-    (folder / "model.pth").write_bytes(weights[:1000])
-    refuses(tmp_path, linear_store, f"{folder}/model.pth", "SHA-256", "train the model again")
+    content = (folder / "model.onnx").read_bytes()
+    (folder / "model.onnx").write_bytes(content[:1000])
+    refuses(tmp_path, linear_store, f"{folder}/model.onnx", "SHA-256", "train the model again")
 
 
 def test_a_model_that_does_not_fit_is_refused_in_one_sentence(tmp_path: Path, linear_store: Path) -> None:
     folder = linear_store / "linear" / "1"
     edit(folder, network="models.mnist:MnistCNN")
-    refuses(tmp_path, linear_store, f"{folder}/model.pth does not fit the network models.mnist:MnistCNN")
+    sentence = f"{folder}/model.pth does not fit the network models.mnist:MnistCNN"
+    refuses(tmp_path, linear_store, sentence, SERVEKIT_ENGINE="torch")
 
 
 def test_an_empty_store_is_refused_in_one_sentence(tmp_path: Path) -> None:
@@ -250,13 +271,13 @@ def test_an_empty_store_is_refused_in_one_sentence(tmp_path: Path) -> None:
 
 def test_a_worker_that_cannot_load_later_does_not_stop_the_others(tmp_path: Path, linear_store: Path) -> None:
     folder = linear_store / "linear" / "1"
-    weights = (folder / "model.pth").read_bytes()
+    content = (folder / "model.onnx").read_bytes()
     with serving(tmp_path, linear_store) as server:
-        (folder / "model.pth").write_bytes(b"damaged while serving")
+        (folder / "model.onnx").write_bytes(b"damaged while serving")
         os.kill(server.workers()[0], signal.SIGKILL)
         assert wait_for(lambda: "A new worker cannot serve: " in server.text())
         assert server.post_form("/predict", "value=5")[0] == 200
-        (folder / "model.pth").write_bytes(weights)
+        (folder / "model.onnx").write_bytes(content)
         assert wait_for(lambda: "A new worker is ready" in server.text())
         assert len(server.workers()) == 2
 

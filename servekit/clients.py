@@ -1,0 +1,248 @@
+"""The clients of one event loop: who may send, who must hurry, whose request is next, and whose answer is under way."""
+
+import contextlib
+import selectors
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from greenlet import getcurrent
+
+from servekit.connection import ClientGone, Connection, Phase
+from servekit.gateway import refusal
+from servekit.http1 import Limits, Request, RequestParser
+
+RECEIVE_BYTES = 2**16  # of one client in one turn
+STOP_SECONDS = 2.0  # a stopping worker waits so long for requests that are under way on idle connections
+
+_LATE = {
+    Phase.HEAD: "The head of the request did not arrive in time.",
+    Phase.BODY: "The body of the request did not arrive in time.",
+}
+
+
+class Clients:
+    """The open connections of a worker."""
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        limits: Limits,
+        seconds: Mapping[Phase, float],
+        on_request: Callable[[Connection, Request], None],
+        on_refusal: Callable[[HTTPStatus], None],
+        park: Callable[[], None],
+        resume: Callable[[Any], None],
+    ) -> None:
+        """`seconds` a connection may stay in a phase; `on_request` is given each request, one at a time a connection.
+
+        `on_refusal` is told of each request that is refused here. A request that must wait for its client is parked with
+        `park`; `resume` goes on with it.
+        """
+        self._selector = selector
+        self._limits = limits
+        self._seconds = dict(seconds)
+        self._on_request = on_request
+        self._on_refusal = on_refusal
+        self._park = park
+        self._resume = resume
+        self._open: set[Connection] = set()
+        self._ready: deque[Connection] = deque()  # to be looked at in this turn, though nothing may arrive
+        self.is_stopping = False
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @property
+    def has_work(self) -> bool:
+        """Return True if the loop should not block before its next turn."""
+        return bool(self._ready)
+
+    def add(self, sock: socket.socket, environ: dict[str, Any]) -> None:
+        """Take over a new connection; `environ` is what the environs of its requests share."""
+        connection = Connection(sock, RequestParser(self._limits), environ)
+        self._open.add(connection)
+        # Not keep-alive's time: nothing has been answered yet.
+        connection.phase, connection.since = Phase.IDLE, time.monotonic()
+        connection.deadline = connection.since + (STOP_SECONDS if self.is_stopping else self._seconds[Phase.HEAD])
+        self._watch(connection)
+        self.on_readable(connection)  # a client that connects mostly has sent, too
+
+    def on_readable(self, connection: Connection) -> None:
+        """Read what has arrived and go on with it."""
+        data = connection.read(RECEIVE_BYTES)
+        if data is None:
+            return
+        if connection.phase is Phase.CLOSING:
+            connection.discarded += len(data)
+            if not data or connection.discarded > 2 * self._limits.body:
+                self.drop(connection)
+            return
+        if data:
+            connection.parser.feed(data)
+        else:
+            connection.has_ended = True
+        self._advance(connection)
+
+    def on_writable(self, connection: Connection) -> None:
+        """Send more of an answer."""
+        try:
+            connection.write_rest()
+        except ClientGone:
+            self.drop(connection)
+            return
+        if connection.out:
+            return
+        if (writer := connection.writer) is not None:
+            connection.writer = None
+            self._enter(connection, Phase.BUSY)
+            self._resume(writer)
+        elif connection.phase is Phase.WRITING:
+            self._answered(connection)
+
+    def send(self, connection: Connection, data: bytes, is_last: bool) -> None:
+        """Send a piece of an answer; called in a request, which waits here if its client is slow and more will come."""
+        connection.write(data)
+        if connection.out and not is_last:
+            connection.writer = getcurrent()
+            self._enter(connection, Phase.WRITING)
+            self._park()
+            if connection.is_gone:
+                raise ClientGone
+
+    def finished(self, connection: Connection, keep_alive: bool) -> None:
+        """Go on after the application has answered a request; without `keep_alive` it was the last one."""
+        if connection.is_gone:
+            return
+        connection.will_close = not keep_alive
+        if connection.out:
+            self._enter(connection, Phase.WRITING)
+        else:
+            self._answered(connection)
+
+    def refuse(self, connection: Connection, status: HTTPStatus, message: str) -> None:
+        """Answer instead of the application, and close."""
+        self._on_refusal(status)
+        with contextlib.suppress(ClientGone):
+            connection.write(refusal(status, message))
+        self.finished(connection, keep_alive=False)
+
+    def drop(self, connection: Connection) -> None:
+        """Close at once."""
+        if connection.is_gone:
+            return
+        connection.is_gone = True
+        self._open.discard(connection)
+        if connection.watched:
+            self._selector.unregister(connection.sock)
+            connection.watched = 0
+        connection.sock.close()
+        if (writer := connection.writer) is not None:
+            connection.writer = None
+            self._resume(writer)
+
+    def advance_ready(self) -> None:
+        """Go on with the connections whose next request has arrived already: one each, so that all get their turn."""
+        for _ in range(len(self._ready)):
+            connection = self._ready.popleft()
+            if connection.phase is Phase.IDLE and not connection.is_gone:
+                self._advance(connection)
+
+    def expire(self, now: float) -> None:
+        """Close the connections that have been too slow."""
+        for connection in [each for each in self._open if each.deadline <= now]:
+            message = _LATE.get(connection.phase)
+            if message is not None:
+                self._on_refusal(HTTPStatus.REQUEST_TIMEOUT)
+                with contextlib.suppress(ClientGone):
+                    connection.write(refusal(HTTPStatus.REQUEST_TIMEOUT, message))
+            self.drop(connection)
+
+    def close_oldest_idle(self) -> bool:
+        """Close the connection that has been idle for longest; return False if none is."""
+        idle = [each for each in self._open if each.phase is Phase.IDLE or each.phase is Phase.CLOSING]
+        if idle:
+            self.drop(min(idle, key=lambda each: each.since))
+        return bool(idle)
+
+    def stop(self) -> None:
+        """From now on each answer is its connection's last, and idle connections have little time left."""
+        self.is_stopping = True
+        self._seconds[Phase.IDLE] = STOP_SECONDS
+        end = time.monotonic() + STOP_SECONDS
+        for connection in self._open:
+            if connection.phase is Phase.IDLE:
+                connection.deadline = min(connection.deadline, end)
+
+    def waiting(self) -> list[Connection]:
+        """Return the connections that wait for an answer: of the application, or because nobody has read them yet."""
+        return [each for each in self._open if each.phase is Phase.BUSY or (each.phase is Phase.IDLE and each.has_unread())]
+
+    def _advance(self, connection: Connection) -> None:
+        """Do what is next on a connection that is not being closed."""
+        parser = connection.parser
+        if connection.phase is Phase.BUSY or connection.phase is Phase.WRITING:
+            self._watch(connection)
+        elif parser.requests:
+            request = parser.requests.popleft()
+            self._enter(connection, Phase.BUSY)
+            self._on_request(connection, request)
+        elif parser.refusal is not None:
+            self.refuse(connection, parser.refusal.status, parser.refusal.message)
+        elif connection.has_ended and (parser.is_in_head or parser.is_in_body):
+            self.refuse(connection, HTTPStatus.BAD_REQUEST, "The request ended early; send all of it.")
+        elif connection.has_ended:
+            self.drop(connection)
+        elif parser.is_in_body:
+            if parser.awaits_continue():
+                self._continue(connection)
+            self._enter(connection, Phase.BODY)
+        elif parser.is_in_head:
+            self._enter(connection, Phase.HEAD)
+
+    def _continue(self, connection: Connection) -> None:
+        with contextlib.suppress(ClientGone):
+            connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _answered(self, connection: Connection) -> None:
+        """An answer has been taken by the client's system: wait for the next request, or close."""
+        parser = connection.parser
+        if connection.will_close or self.is_stopping and not parser.requests:
+            self._close(connection)
+            return
+        self._enter(connection, Phase.IDLE)
+        if parser.requests or parser.refusal is not None or parser.is_in_head or parser.is_in_body or connection.has_ended:
+            self._ready.append(connection)
+
+    def _close(self, connection: Connection) -> None:
+        """Close, but let the client read the answer first: bytes of its that arrive unread would destroy it."""
+        if connection.parser.is_clean and not connection.has_unread():
+            self.drop(connection)
+            return
+        connection.finish_sending()
+        self._enter(connection, Phase.CLOSING)
+
+    def _enter(self, connection: Connection, phase: Phase) -> None:
+        if connection.phase is not phase:
+            connection.phase, connection.since = phase, time.monotonic()
+            connection.deadline = connection.since + self._seconds[phase]
+        self._watch(connection)
+
+    def _watch(self, connection: Connection) -> None:
+        """Ask the selector for the events that this connection waits for now."""
+        events = selectors.EVENT_WRITE if connection.out else 0
+        # While requests wait their turn, no more are read: the client's system holds them back.
+        if not connection.has_ended and not connection.parser.requests:
+            events |= selectors.EVENT_READ
+        if events == connection.watched:
+            return
+        if not events:
+            self._selector.unregister(connection.sock)
+        elif connection.watched:
+            self._selector.modify(connection.sock, events, connection)
+        else:
+            self._selector.register(connection.sock, events, connection)
+        connection.watched = events

@@ -1,0 +1,192 @@
+"""Batching by turn: the requests of one turn of an event loop run as greenlets and share their forward passes.
+
+A request runs until it brings jobs to its batcher; there it is parked. When every request of the turn is parked or
+answered, the jobs run together, and each request is resumed with its own rows. No timer, and no wait when idle.
+Models whose passes are long compute in one thread beside the loop, which is woken when a pass is done.
+"""
+
+import logging
+import math
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from greenlet import getcurrent, greenlet
+
+from servekit.batcher import Job, expire, run_pass, take_batch
+
+HOLD_SECONDS = 0.005  # a request that has held the loop for so long gives way where it can
+
+log = logging.getLogger(__name__)
+
+
+class Request(greenlet):
+    """A request that runs: a greenlet, and how many of its jobs are still to be done."""
+
+    pending = 0
+
+
+class Turns:
+    """The requests of one event loop; a `servekit.batcher.Runner`. Everything is called in the loop's own thread."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        """`wake` makes the loop call `turn` soon; it is called from the thread of the long passes."""
+        self._loop = getcurrent()
+        self._waiting: list[Job] = []  # for the next pass of this turn
+        self._gave_way: deque[Request] = deque()
+        self._thread = LongPasses(wake)
+        self._resumed = 0.0
+
+    def start(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Run `function` as a request, until it waits for the first time."""
+        request = Request(_guarded, self._loop)
+        self._resumed = time.monotonic()
+        request.switch(function, *arguments)
+
+    def park(self) -> None:
+        """Wait, in a request, until the loop calls `resume` with it."""
+        self._loop.switch()
+
+    def resume(self, request: greenlet) -> None:
+        """Go on with a parked request until it waits again or ends."""
+        self._resumed = time.monotonic()
+        request.switch()
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Wait, in a request, until `jobs` are done; outside of requests run them at once."""
+        request = getcurrent()
+        if not isinstance(request, Request):
+            for job in jobs:
+                run_pass([job])
+            return
+        request.pending = len(jobs)
+        for job in jobs:
+            job.owner = request
+        if jobs[0].batcher.is_long:
+            self._thread.submit(jobs)
+        else:
+            self._waiting += jobs
+        self._loop.switch()
+
+    def give_way(self) -> None:
+        """Let the loop serve others before this request goes on, if it has held the loop for long."""
+        request = getcurrent()
+        if isinstance(request, Request) and time.monotonic() - self._resumed > HOLD_SECONDS:
+            self._gave_way.append(request)
+            self._loop.switch()
+
+    @property
+    def has_work(self) -> bool:
+        """Return True if the loop should not block before its next turn."""
+        return bool(self._waiting or self._gave_way)
+
+    @property
+    def next_deadline(self) -> float:
+        """The earliest time at which a job in line for the thread is late; infinity if there is none."""
+        return self._thread.next_deadline()
+
+    @property
+    def long_pass_began(self) -> float:
+        """When the pass in the thread began; infinity if none runs."""
+        return self._thread.began
+
+    def turn(self) -> None:
+        """Finish what the thread has done, run one pass of what waits here, and go on with who gave way."""
+        self._settle(self._thread.take_done())
+        self._settle(self._thread.expire())
+        if self._waiting:
+            alive = expire(self._waiting)
+            late, self._waiting = [job for job in self._waiting if job.done], alive
+            self._settle(late)
+            if alive:
+                batch = take_batch(self._waiting)
+                run_pass(batch)
+                self._settle(batch)
+        for _ in range(len(self._gave_way)):
+            self.resume(self._gave_way.popleft())
+
+    def _settle(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            request = job.owner
+            request.pending -= 1
+            if not request.pending:
+                self.resume(request)
+
+
+class LongPasses:
+    """One thread that runs the passes of slow models, one after the other; it is started when it is first needed."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._changed = threading.Condition()
+        self._waiting: list[Job] = []
+        self._running: list[Job] = []
+        self._done: queue.SimpleQueue[list[Job]] = queue.SimpleQueue()
+        self._is_started = False
+        self.began = math.inf  # the pass that runs
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Add jobs to the end of the line."""
+        with self._changed:
+            self._waiting += jobs
+            self._changed.notify()
+        if not self._is_started:
+            self._is_started = True
+            threading.Thread(target=self._work, name="servekit-passes", daemon=True).start()
+
+    def take_done(self) -> list[Job]:
+        """Return the jobs that are done since the last call."""
+        done: list[Job] = []
+        while not self._done.empty():
+            done += self._done.get()
+        return done
+
+    def expire(self) -> list[Job]:
+        """Fail the jobs in line whose deadline has passed, and return them; a pass that runs is not interrupted."""
+        if not self._waiting:
+            return []
+        with self._changed:
+            everyone = self._waiting
+            self._waiting = expire(everyone)
+            return [job for job in everyone if job.done]
+
+    def next_deadline(self) -> float:
+        """Return the earliest deadline of a job in line, or infinity."""
+        if not self._waiting:
+            return math.inf
+        with self._changed:
+            return min((job.deadline for job in self._waiting), default=math.inf)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting:
+                    self._changed.wait()
+                batch = take_batch(self._waiting)
+                self._running = expire(batch)
+            if self._running:
+                self._run()
+            with self._changed:
+                self._running = []
+            self._done.put(batch)
+            self._wake()
+
+    def _run(self) -> None:
+        self.began = time.monotonic()
+        try:
+            run_pass(self._running)
+        except BaseException as error:  # noqa: B036 - raised again in the requests, where it does what it would do in the loop
+            for job in self._running:
+                job.fail(error)
+        finally:
+            self.began = math.inf
+
+
+def _guarded(function: Callable[..., None], *arguments: Any) -> None:
+    try:
+        function(*arguments)
+    except Exception:  # a request must not end the loop; what can be answered was answered within `function`
+        log.exception("A request ended unexpectedly")

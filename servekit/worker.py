@@ -1,0 +1,259 @@
+"""The Gunicorn worker class: one event loop that reads whole requests, runs each in a greenlet, and batches by turn.
+
+A client that is slow to send or to read costs a buffer, never a thread. The heartbeat is the loop itself, so Gunicorn's
+`timeout` replaces a worker that hangs; before that, the watchdog answers those who wait.
+
+The master process imports this module, so what starts threads or looks at the environment is imported after the fork.
+"""
+
+import contextlib
+import errno
+import os
+import selectors
+import socket
+import sys
+import time
+import traceback
+from datetime import timedelta
+from http import HTTPStatus
+from typing import Any
+
+from gunicorn.config import Config
+from gunicorn.workers import base
+
+from servekit.clients import Clients
+from servekit.config import ARRIVED, Settings
+from servekit.connection import ClientGone, Connection, Phase
+from servekit.gateway import Gateway, Response, refusal
+from servekit.http1 import Limits, Refused, Request
+from servekit.watchdog import Watchdog
+
+TICK_SECONDS = 0.5  # between two looks at the clock, for deadlines and for the heartbeat
+CLOSING_SECONDS = 2.0  # for a client to read the last answer
+DEAF_SECONDS = 0.05  # after a turn this long, requests had arrived some time before they were read
+ACCEPT_AT_ONCE = 64  # connections in one turn, so that those that are open are served, too
+STUCK_SHARE = 0.9  # of Gunicorn's timeout: the watchdog answers before Gunicorn kills
+
+STUCK = "The server did not come to an answer; try again later."
+FAILED = "The server failed; its log says why."
+
+
+class Worker(base.Worker):
+    """Serves a WSGI application from one event loop."""
+
+    @classmethod
+    def check_config(cls, cfg: Config, log: Any) -> None:
+        """Refuse, in the master and before anything is served, what this worker does not do."""
+        for name, is_set in {"TLS": cfg.is_ssl, "the proxy protocol": cfg.proxy_protocol != "off"}.items():
+            if is_set:
+                log.error("This worker class does not speak %s; use --worker-class gthread, or put a proxy in front.", name)
+                sys.exit(1)
+
+    def init_process(self) -> None:
+        """Prepare this process, load the application, and serve until told to stop."""
+        from servekit.batcher import use_runner
+        from servekit.metrics import observe_refusal
+        from servekit.turns import Turns
+
+        settings, cfg = Settings.from_environ(os.environ), self.cfg
+        limits = Limits(
+            cfg.limit_request_line, cfg.limit_request_fields, cfg.limit_request_field_size, settings.max_body_bytes
+        )
+        seconds = {
+            Phase.IDLE: cfg.keepalive,
+            Phase.HEAD: settings.header_seconds,
+            Phase.BODY: settings.body_seconds,
+            Phase.BUSY: float("inf"),
+            Phase.WRITING: settings.write_seconds,
+            Phase.CLOSING: CLOSING_SECONDS,
+        }
+        self.selector = selectors.DefaultSelector()
+        self.gateway = Gateway(cfg)
+        self.turns = Turns(self.wake)
+        self.clients = Clients(
+            self.selector, limits, seconds, self.start, observe_refusal, self.turns.park, self.turns.resume
+        )
+        # Gunicorn's configuration looks names up slowly, and these are needed for every request.
+        self.pre_request, self.post_request = cfg.pre_request, cfg.post_request
+        self.logs_access = self.log.access_log_enabled
+        use_runner(self.turns)
+        super().init_process()
+
+    def wake(self) -> None:
+        """Make the loop turn; called from any thread."""
+        with contextlib.suppress(BlockingIOError):  # it is full of wake-ups already
+            os.write(self.PIPE[1], b"1")
+
+    def run(self) -> None:
+        """Turn until told to stop, then answer what has been accepted."""
+        self.is_accepting = False
+        self.next_tick = self.turn_began = self.turn_before = time.monotonic()
+        self.stuck_seconds = STUCK_SHARE * self.timeout if self.timeout else float("inf")
+        self.watchdog = Watchdog(self.stuck_seconds, self.give_up)
+        self.selector.register(self.PIPE[0], selectors.EVENT_READ, None)
+        self._accept_again()
+        if self.timeout:
+            self.watchdog.start()
+        while self.alive:
+            self._turn()
+        self._stop()
+        end = time.monotonic() + self.cfg.graceful_timeout
+        while self.clients and time.monotonic() < end:
+            self._turn()
+
+    # One turn.
+
+    def _turn(self) -> None:
+        self.watchdog.turn_began = None
+        events = self.selector.select(self._patience())
+        self.turn_before, self.turn_began = self.turn_began, time.monotonic()
+        self.watchdog.turn_began = self.turn_began
+        for key, mask in events:
+            client = key.data
+            if type(client) is not Connection:
+                self._accept(client) if client else os.read(self.PIPE[0], 4096)
+                continue
+            if mask & selectors.EVENT_WRITE:
+                self.clients.on_writable(client)
+            if mask & selectors.EVENT_READ and not client.is_gone:
+                self.clients.on_readable(client)
+        self.clients.advance_ready()
+        self.turns.turn()
+        if self.turn_began >= self.next_tick:
+            self._tick(self.turn_began)
+
+    def _patience(self) -> float:
+        """Return for how many seconds the loop may block."""
+        if self.clients.has_work or self.turns.has_work:
+            return 0.0
+        until = min(self.next_tick, self.turns.next_deadline)
+        return max(0.0, until - time.monotonic())
+
+    def _tick(self, now: float) -> None:
+        self.next_tick = now + TICK_SECONDS
+        self.notify()
+        if self.ppid != os.getppid():
+            self.log.info("Parent changed, shutting down: %s", self)
+            self.alive = False
+        self.clients.expire(now)
+        if self.alive and not self.is_accepting:
+            self._accept_again()
+        if now - self.turns.long_pass_began > self.stuck_seconds:
+            self.give_up(now - self.turns.long_pass_began)
+
+    # Connections come and go.
+
+    def _accept_again(self) -> None:
+        for listener in self.sockets:
+            listener.setblocking(False)
+            self.selector.register(listener, selectors.EVENT_READ, listener)
+        self.is_accepting = True
+
+    def _accept_no_more(self) -> None:
+        if self.is_accepting:
+            for listener in self.sockets:
+                self.selector.unregister(listener)
+            self.is_accepting = False
+
+    def _accept(self, listener: Any, at_most: int = ACCEPT_AT_ONCE) -> None:
+        server = listener.getsockname()
+        for _ in range(at_most):
+            if len(self.clients) >= self.cfg.worker_connections and not self.clients.close_oldest_idle():
+                self._accept_no_more()  # until the next tick
+                return
+            try:
+                sock, peer = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    raise
+                self.log.warning("No connection can be accepted for now: %s", error.strerror)
+                self._accept_no_more()
+                return
+            sock.setblocking(False)
+            self.clients.add(sock, self.gateway.environ_of(peer, server))
+
+    def _stop(self) -> None:
+        """Take what waits in the accept queue, which this worker may be the last to see, and nothing after it."""
+        self.clients.stop()
+        for listener in self.sockets:
+            with contextlib.suppress(OSError):
+                self._accept(listener, at_most=self.cfg.backlog)
+        self._accept_no_more()
+        for listener in self.sockets:
+            listener.close()
+
+    # A request.
+
+    def start(self, connection: Connection, request: Request) -> None:
+        """Run `request` until it is answered or waits."""
+        arrived = self.turn_began
+        if self.turn_began - self.turn_before > DEAF_SECONDS:
+            arrived = connection.arrived()
+        self.turns.start(self._serve, connection, request, arrived)
+
+    def _serve(self, connection: Connection, request: Request, arrived: float) -> None:
+        def send(data: bytes, is_last: bool) -> None:
+            self.clients.send(connection, data, is_last)
+
+        self.nr += 1
+        if self.nr >= self.max_requests and self.alive:
+            self.log.info("Autorestarting worker after current request.")
+            self.alive = False
+            self.wake()
+        response = Response(request, request.keep_alive and self.alive and not self.clients.is_stopping, send)
+        environ: dict[str, Any] = {}
+        try:
+            environ = self.gateway.environ(connection.environ, request)
+            environ[ARRIVED] = arrived
+            self.pre_request(self, request)
+            response.run(self.wsgi, environ)
+        except Refused as error:
+            self.clients.refuse(connection, error.status, error.message)
+            return
+        except ClientGone:
+            self.clients.drop(connection)
+        except Exception:
+            self.log.exception("Error handling request %s %s", request.method, request.path)
+            self._fail(connection, response)
+        self._log(request, environ, response, arrived)
+        self.clients.finished(connection, response.keep_alive)
+
+    def _fail(self, connection: Connection, response: Response) -> None:
+        """Answer 500 for an application that raised, or break off the answer that it has begun."""
+        response.keep_alive = False
+        if response.has_begun:
+            self.clients.drop(connection)
+            return
+        response.status = f"{HTTPStatus.INTERNAL_SERVER_ERROR.value} {HTTPStatus.INTERNAL_SERVER_ERROR.phrase}"
+        with contextlib.suppress(ClientGone):
+            connection.write(refusal(HTTPStatus.INTERNAL_SERVER_ERROR, FAILED))
+
+    def _log(self, request: Request, environ: dict[str, Any], response: Response, arrived: float) -> None:
+        if self.logs_access:
+            self.log.access(response, request, environ, timedelta(seconds=time.monotonic() - arrived))
+        try:
+            self.post_request(self, request, environ, response)
+        except Exception:
+            self.log.exception("Exception in post_request hook")
+
+    # When nothing comes back.
+
+    def give_up(self, seconds: float) -> None:
+        """Answer everyone who waits, say where the code hangs, and end this process: Gunicorn starts another.
+
+        Called in the watchdog's thread while the loop hangs, or in the loop while a pass beside it does.
+        """
+        stacks = [
+            "".join(traceback.format_stack(frame))
+            for thread, frame in sys._current_frames().items()
+            if thread != self.watchdog.thread_id
+        ]
+        self.log.critical("Nothing has come back for %.1f s; this worker ends. It was here:\n%s", seconds, "\n".join(stacks))
+        answer = refusal(HTTPStatus.GATEWAY_TIMEOUT, STUCK)
+        for connection in self.clients.waiting():
+            with contextlib.suppress(OSError):
+                connection.sock.send(answer)
+                connection.sock.shutdown(socket.SHUT_RDWR)
+        os._exit(1)
