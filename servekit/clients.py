@@ -15,6 +15,7 @@ from servekit.connection import ClientGone, Connection, Phase
 from servekit.gateway import refusal
 from servekit.http1 import Limits, Request, RequestParser
 
+PROGRESS_BYTES = 2**16  # a client that takes so much of its answer has its time for the next as much
 RECEIVE_BYTES = 2**16  # of one client in one turn
 STOP_SECONDS = 2.0  # a stopping worker waits so long for requests that are under way on idle connections
 
@@ -89,12 +90,17 @@ class Clients:
 
     def on_writable(self, connection: Connection) -> None:
         """Send more of an answer."""
+        before = len(connection.out)
         try:
             connection.write_rest()
         except ClientGone:
             self.drop(connection)
             return
         if connection.out:
+            connection.taken += before - len(connection.out)
+            if connection.taken > PROGRESS_BYTES:
+                connection.taken = 0
+                connection.deadline = time.monotonic() + self._seconds[Phase.WRITING]
             return
         if (writer := connection.writer) is not None:
             connection.writer = None
@@ -210,7 +216,7 @@ class Clients:
     def _answered(self, connection: Connection) -> None:
         """An answer has been taken by the client's system: wait for the next request, or close."""
         parser = connection.parser
-        if connection.will_close or self.is_stopping and not parser.requests:
+        if connection.will_close:
             self._close(connection)
             return
         self._enter(connection, Phase.IDLE)
@@ -219,7 +225,7 @@ class Clients:
 
     def _close(self, connection: Connection) -> None:
         """Close, but let the client read the answer first: bytes of its that arrive unread would destroy it."""
-        if connection.parser.is_clean and not connection.has_unread():
+        if connection.has_ended or connection.parser.is_clean and not connection.has_unread():
             self.drop(connection)
             return
         connection.finish_sending()
@@ -235,7 +241,8 @@ class Clients:
         """Ask the selector for the events that this connection waits for now."""
         events = selectors.EVENT_WRITE if connection.out else 0
         # While requests wait their turn, no more are read: the client's system holds them back.
-        if not connection.has_ended and not connection.parser.requests:
+        holds_back = connection.parser.requests and connection.phase is not Phase.CLOSING
+        if not connection.has_ended and not holds_back:
             events |= selectors.EVENT_READ
         if events == connection.watched:
             return

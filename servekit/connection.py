@@ -45,6 +45,7 @@ class Connection:
         "phase",
         "since",
         "sock",
+        "taken",
         "watched",
         "will_close",
         "writer",
@@ -63,6 +64,7 @@ class Connection:
         self.has_ended = False  # the client sends nothing more
         self.is_gone = False  # closed
         self.will_close = False  # once `out` is empty
+        self.taken = 0  # bytes of `out` since the deadline was set
         self.discarded = 0  # bytes thrown away while closing
 
     def read(self, size: int) -> bytes | None:

@@ -165,7 +165,8 @@ class Response:
         """Call the application and hand its answer on; raise what it raises."""
         pieces: Iterable[bytes] = app(environ, self.start_response)
         try:
-            if self._length is None and self.status and isinstance(pieces, list | tuple) and len(pieces) == 1:
+            is_fresh = self._length is None and self.status and not self._head_sent
+            if is_fresh and isinstance(pieces, list | tuple) and len(pieces) == 1:
                 self._length = len(pieces[0])
                 self.headers.append(("Content-Length", str(self._length)))
             for piece in pieces:

@@ -210,7 +210,7 @@ class RequestParser:
         self._head_bytes += size
         if 0 < limits.field_size < size or self._head_bytes > limits.head:
             raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "A header field is too large.")
-        request.fields.append((name, value))
+        request.fields.append((name, value.strip(b" \t")))
         if len(request.fields) > limits.fields > 0:
             raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "There are too many header fields.")
         kind = name.lower()

@@ -49,8 +49,8 @@ class Worker(base.Worker):
                 log.error("This worker class does not speak %s; use --worker-class gthread, or put a proxy in front.", name)
                 sys.exit(1)
 
-    def init_process(self) -> None:
-        """Prepare this process, load the application, and serve until told to stop."""
+    def load_wsgi(self) -> None:
+        """Prepare the loop and load the application; Gunicorn calls this once signals are heard."""
         from servekit.batcher import use_runner
         from servekit.metrics import observe_refusal
         from servekit.turns import Turns
@@ -77,7 +77,7 @@ class Worker(base.Worker):
         self.pre_request, self.post_request = cfg.pre_request, cfg.post_request
         self.logs_access = self.log.access_log_enabled
         use_runner(self.turns)
-        super().init_process()
+        super().load_wsgi()
 
     def wake(self) -> None:
         """Make the loop turn; called from any thread."""
@@ -158,9 +158,6 @@ class Worker(base.Worker):
     def _accept(self, listener: Any, at_most: int = ACCEPT_AT_ONCE) -> None:
         server = listener.getsockname()
         for _ in range(at_most):
-            if len(self.clients) >= self.cfg.worker_connections and not self.clients.close_oldest_idle():
-                self._accept_no_more()  # until the next tick
-                return
             try:
                 sock, peer = listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -172,7 +169,11 @@ class Worker(base.Worker):
                 self._accept_no_more()
                 return
             sock.setblocking(False)
+            if len(self.clients) >= self.cfg.worker_connections and not self.clients.close_oldest_idle():
+                self._accept_no_more()  # until the next tick: this one is above the limit, the others wait outside
             self.clients.add(sock, self.gateway.environ_of(peer, server))
+            if not self.is_accepting:
+                return
 
     def _stop(self) -> None:
         """Take what waits in the accept queue, which this worker may be the last to see, and nothing after it."""
@@ -216,11 +217,11 @@ class Worker(base.Worker):
             self.clients.drop(connection)
         except Exception:
             self.log.exception("Error handling request %s %s", request.method, request.path)
-            self._fail(connection, response)
+            self._fail(connection, request, response)
         self._log(request, environ, response, arrived)
         self.clients.finished(connection, response.keep_alive)
 
-    def _fail(self, connection: Connection, response: Response) -> None:
+    def _fail(self, connection: Connection, request: Request, response: Response) -> None:
         """Answer 500 for an application that raised, or break off the answer that it has begun."""
         response.keep_alive = False
         if response.has_begun:
@@ -228,7 +229,8 @@ class Worker(base.Worker):
             return
         response.status = f"{HTTPStatus.INTERNAL_SERVER_ERROR.value} {HTTPStatus.INTERNAL_SERVER_ERROR.phrase}"
         with contextlib.suppress(ClientGone):
-            connection.write(refusal(HTTPStatus.INTERNAL_SERVER_ERROR, FAILED))
+            answer = refusal(HTTPStatus.INTERNAL_SERVER_ERROR, FAILED)
+            connection.write(answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if request.method == "HEAD" else answer)
 
     def _log(self, request: Request, environ: dict[str, Any], response: Response, arrived: float) -> None:
         if self.logs_access:
