@@ -1,4 +1,4 @@
-"""Gunicorn's settings for the plain application: none of the project's hooks, only what every test of a worker needs."""
+"""Gunicorn's settings for the plain application: none of the project's hooks, only what tests of a worker need."""
 
 from typing import Any
 

@@ -196,8 +196,8 @@ class PlainServer(Server):
         """Return when its first worker has loaded the application; fail with the log if it ends before."""
         assert wait_for(lambda: READY in self.text(), self.process), self.text()
         listening = re.search(r"Listening at: (\S+) \(", self.text())
-        assert listening, self.text()
-        self.addresses = [as_address(url) for url in listening[1].split(",")]
+        if listening:  # not where each worker has sockets of its own
+            self.addresses = [as_address(url) for url in listening[1].split(",")]
         self.port = int(self.addresses[0][1]) if isinstance(self.addresses[0], tuple) else 0
 
     def client(self, source: str = "", receive_buffer: int = 0) -> Client:
@@ -223,7 +223,7 @@ class PlainServer(Server):
 
 
 def as_address(url: str) -> Address:
-    """Return the address in a URL as Gunicorn prints it."""
+    """Return the address that is meant by a URL as Gunicorn prints it, or by an argument of --bind."""
     if url.startswith("unix:"):
         return url.removeprefix("unix:")
     host, _, port = url.removeprefix("http://").rpartition(":")
@@ -231,8 +231,10 @@ def as_address(url: str) -> Address:
 
 
 @contextlib.contextmanager
-def plain(folder: Path, *arguments: str, bind: Sequence[str] = ("127.0.0.1:0",), **variables: str) -> Iterator[PlainServer]:
-    """Run a server of the plain application with one worker, unless told otherwise, for the length of a `with` block."""
+def plain(
+    folder: Path, *arguments: str, bind: Sequence[str] = ("127.0.0.1:0",), **variables: str
+) -> Iterator[PlainServer]:
+    """Run a server of the plain application, by default with one worker, for the length of a `with` block."""
     command = [sys.executable, "-m", "gunicorn", "--config", "python:tests.plain_conf", "--worker-class", WORKER]
     command += ["--threads", "16"] if WORKER == "gthread" else []
     for address in bind:
@@ -248,6 +250,7 @@ def plain(folder: Path, *arguments: str, bind: Sequence[str] = ("127.0.0.1:0",),
             stderr=subprocess.STDOUT,
         )
     server = PlainServer(process, log)
+    server.addresses = [as_address(address) for address in bind]
     server.canary = canary
     try:
         server.wait_until_ready()

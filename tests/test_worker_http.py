@@ -129,7 +129,8 @@ def test_trailers_are_dropped(http: PlainServer) -> None:
 
 def test_a_chunked_body_is_read_whole_and_its_length_is_not_a_lie(http: PlainServer) -> None:
     content = bytes(range(256)) * 2000
-    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (content[:1], content[1:70_000], content[70_000:]))
+    parts = [content[:1], content[1:70_000], content[70_000:]]
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
     head = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     seen = http.ask(head + chunks + b"0\r\n\r\n").json()
     assert (seen["body"], seen["sha"]) == (len(content), hashlib.sha256(content).hexdigest())
