@@ -158,7 +158,8 @@ def test_a_body_over_the_limit_is_cut_and_the_client_reads_the_answer(
     with strict.client() as client:
         client.send(request + GET % b"canary")
         (answer,) = client.last_answers()
-    assert answer.json()["body"] == LIMIT + 1
+    seen = answer.json()
+    assert seen["body"] == LIMIT + 1 if chunked else seen["environ"]["CONTENT_LENGTH"] == str(sent)
     assert answer.headers["connection"] == "close"
     assert strict.marks() == []
 
@@ -166,7 +167,8 @@ def test_a_body_over_the_limit_is_cut_and_the_client_reads_the_answer(
 def test_a_body_over_the_limit_is_answered_before_it_is_sent(strict: PlainServer) -> None:
     with strict.client() as client:
         client.send(HEAD % (b"a", b"Content-Length: %d" % 10**12) + b"a" * (LIMIT + 1))
-        assert client.answer(seconds=DEADLINE_SECONDS + 1).json()["body"] == LIMIT + 1
+        seen = client.answer(seconds=DEADLINE_SECONDS + 1).json()
+        assert seen["body"] <= LIMIT + 1 and seen["environ"]["CONTENT_LENGTH"] == str(10**12)
         drip(client, b"a" * 200)
         assert_given_up(client)
 

@@ -136,7 +136,7 @@ def test_a_worker_that_hangs_is_replaced_while_the_other_answers(two: PlainServe
         time.sleep(0.2)  # one worker has taken it
         with Load(two, kept=2, one_shot=2) as load:
             assert load.goes_on()
-            assert hung.rest() == b""
+            assert [answer.status for answer in hung.last_answers()] in ([], [503], [504])
             assert wait_for(lambda: len(two.workers()) == 2 and two.workers() != before, seconds=10)
             assert load.goes_on()
     assert load.lost == []
