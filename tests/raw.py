@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Self
 from tests.plain_conf import READY
 from tests.server import ROOT, Server, environment, wait_for
 
-WORKER = os.environ.get("TEST_WORKER_CLASS", "servekit.worker.Worker")
+WORKER = "servekit.worker.Worker"
 SECONDS = 10.0  # for any answer of an honest server on a busy machine
 Address = tuple[str, int] | str  # host and port, or the path of a unix socket
 
@@ -236,7 +236,6 @@ def plain(
 ) -> Iterator[PlainServer]:
     """Run a server of the plain application, by default with one worker, for the length of a `with` block."""
     command = [sys.executable, "-m", "gunicorn", "--config", "python:tests.plain_conf", "--worker-class", WORKER]
-    command += ["--threads", "16"] if WORKER == "gthread" else []
     for address in bind:
         command += ["--bind", address]
     canary, log = folder / "canary", folder / "log"

@@ -178,6 +178,14 @@ def test_a_chunked_body_may_be_expected_too(http: PlainServer) -> None:
         assert client.ask(body).body == b"hello world"
 
 
+def test_a_client_is_told_to_go_on_after_the_answers_before(http: PlainServer) -> None:
+    with http.client() as client:
+        client.send(GET % b"busy?ms=50" + EXPECTING % 5)
+        assert client.answer().status == 200
+        assert client.answer().status == 100
+        assert client.ask(b"hello").body == b"hello"
+
+
 def test_a_client_is_not_told_to_go_on_with_a_body_over_the_limit(http: PlainServer) -> None:
     with http.client() as client:
         client.send(EXPECTING % (LIMIT + 1))
@@ -208,6 +216,20 @@ def test_http_1_0_closes_unless_asked_to_keep_the_connection(http: PlainServer) 
             assert path_of(answer) == path
             assert answer.headers["connection"] == "keep-alive"
         assert not client.is_closed()
+
+
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket", b"TLS/1.0, HTTP/2.0"])
+@pytest.mark.parametrize("step", [0, 1])
+def test_an_invitation_to_another_protocol_is_declined(http: PlainServer, protocol: bytes, step: int) -> None:
+    invitation = b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAA\r\nUpgrade: %s\r\n\r\n" % protocol
+    with http.client() as client:
+        for request in (GET % b"echo", POST, CHUNKED, (GET % b"canary?declined").replace(b"GET", b"HEAD"), POST):
+            client.send(request.replace(b"\r\n\r\n", b"\r\n" + invitation, 1), step=step)
+            answer = client.answer(request.split()[0].decode())
+            assert answer.status == 200
+            assert answer.body == {POST: b"hello", CHUNKED: b"hello world"}.get(request, b"")
+        client.send(POST.replace(b"\r\n\r\n", b"\r\n" + invitation, 1) + CHUNKED + LAST)
+        assert [answer.body for answer in client.last_answers()][:2] == [b"hello", b"hello world"]
 
 
 def test_head_has_the_headers_of_get_and_no_body(http: PlainServer) -> None:

@@ -146,11 +146,10 @@ def test_a_worker_that_hangs_is_replaced_while_the_other_answers(two: PlainServe
 def test_a_worker_retires_under_load_without_losing_a_request(tmp_path: Path) -> None:
     arguments = ["--workers", "2", "--max-requests", "50", "--max-requests-jitter", "10"]
     with plain(tmp_path, *arguments) as server:
-        before = server.workers()
         with Load(server) as load:
             assert load.goes_on(600)
-            assert replaced(server, before, 2)
         assert load.lost == []
+        assert server.text().count("a plain worker is ready") >= 8
         assert "Traceback" not in server.text()
 
 

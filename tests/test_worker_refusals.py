@@ -251,6 +251,15 @@ def test_it_is_refused_too_behind_a_good_request(http: PlainServer, client: Clie
     assert http.marks() == []
 
 
+@pytest.mark.parametrize("name", ["length: two lengths", "encoding: chunked, chunked", "chunk: 0x5", "head: no host"])
+def test_it_is_refused_too_with_an_invitation_to_another_protocol(
+    http: PlainServer, client: Client, name: str
+) -> None:
+    invitation = b"\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
+    client.send(CASES[name].replace(b"\r\n", invitation, 1) + CANARY)
+    assert_refused(http, client, {400, 501})
+
+
 def test_a_refusal_is_one_sentence_in_json(client: Client) -> None:
     client.send(CASES["length: length and encoding"])
     (answer,) = client.last_answers(5)
