@@ -49,7 +49,11 @@ class Client:
         if source:
             self.socket.bind((source, 0))
         self.socket.settimeout(SECONDS)
-        self.socket.connect(address)
+        try:
+            self.socket.connect(address)
+        except OSError:
+            self.socket.close()
+            raise
         self.data = b""  # received and not yet returned
         self.ended = False
 
