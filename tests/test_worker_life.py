@@ -207,6 +207,17 @@ def test_a_stop_waits_for_a_client_that_is_still_sending_but_not_for_ever(tmp_pa
         assert "Traceback" not in server.text()
 
 
+def test_a_worker_that_is_still_starting_hears_of_a_stop(tmp_path: Path) -> None:
+    with plain(tmp_path) as server:
+        server.process.send_signal(signal.SIGTTIN)
+        assert wait_for(lambda: server.text().count("Booting worker") == 2, seconds=10)
+        time.sleep(0.03)  # Gunicorn itself is deaf for the first moment after it has forked
+        server.process.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        assert server.process.wait(timeout=15) == 0
+        assert time.monotonic() - started < 5  # not killed at the end of the grace of 10 s
+
+
 def test_a_killed_master_takes_its_workers_with_it(tmp_path: Path) -> None:
     with plain(tmp_path) as server:
         (worker,) = server.workers()
