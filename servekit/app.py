@@ -7,6 +7,7 @@ from flask import Flask
 from servekit import ext, metrics, middleware
 from servekit.blueprints import linear, mnist, ops, predict
 from servekit.config import Settings
+from servekit.lean import LeanFlask
 from servekit.repository import Repository
 
 
@@ -18,7 +19,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     settings = settings or Settings.from_environ(os.environ)
     repository = Repository.load(settings)
 
-    app = Flask("servekit", static_folder=None)
+    app = LeanFlask("servekit", static_folder=None)
     ext.init_app(app, settings, repository)
     metrics.init_app(app)
     for blueprint in (predict.bp, linear.bp, mnist.bp, ops.bp):

@@ -9,7 +9,7 @@ from werkzeug.exceptions import HTTPException
 
 from servekit.config import Settings
 from servekit.errors import OutOfMemory, RequestError
-from servekit.middleware import DEADLINE, ROUTE
+from servekit.middleware import DEADLINE
 from servekit.payload import MAX_PARTS, BodyInMemory, Payload, read_payload
 from servekit.repository import Repository
 
@@ -27,10 +27,8 @@ def init_app(app: Flask, settings: Settings, repository: Repository) -> None:
     """Give `app` its models, its limits and the one shape of its errors."""
     app.extensions[_KEY] = repository
     app.request_class = BodyInMemory
-    app.json.sort_keys = False  # type: ignore[attr-defined]  # members keep the order that docs/http.md shows
     app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = settings.max_body_bytes
     app.config["MAX_FORM_PARTS"] = MAX_PARTS
-    app.before_request(_note_route)
     app.register_error_handler(RequestError, _render)
     app.register_error_handler(HTTPException, _render_http)
     app.register_error_handler(MemoryError, _render_out_of_memory)
@@ -66,11 +64,6 @@ def error_response(message: str, status: int, retry_after: int | None = None) ->
     if retry_after is not None:
         response.headers["Retry-After"] = str(retry_after)
     return response
-
-
-def _note_route() -> None:
-    if request.url_rule is not None:
-        request.environ[ROUTE] = request.url_rule.rule
 
 
 def _render(error: RequestError) -> Response:

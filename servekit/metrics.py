@@ -6,7 +6,8 @@ table and the repository, never from the wire: a client that invents paths, meth
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from http import HTTPMethod
 from typing import TYPE_CHECKING
 
@@ -61,11 +62,17 @@ models_loaded = Gauge(
 )
 
 
+@lru_cache(maxsize=1000)  # methods, routes and statuses are few; finding a series takes longer than counting
+def _request_series(method: str, route: str, status: int) -> tuple[Callable[[], None], Callable[[float], None]]:
+    return requests.labels(method, route, status).inc, request_seconds.labels(method, route).observe
+
+
 def observe_request(method: str, route: str, status: int, seconds: float) -> None:
     """Count one answered request; `route` is a pattern of the route table or UNMATCHED."""
     method = method if method in _METHODS else OTHER
-    requests.labels(method, route, status).inc()
-    request_seconds.labels(method, route).observe(seconds)
+    count, observe = _request_series(method, route, status)
+    count()
+    observe(seconds)
 
 
 def observe_refusal(status: int) -> None:

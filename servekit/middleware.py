@@ -1,8 +1,8 @@
 """What surrounds every request, as WSGI classes: its id, its meter, its deadline."""
 
+import os
 import re
 import time
-import uuid
 from collections.abc import Iterable
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -12,7 +12,7 @@ from servekit.config import ARRIVED, Settings
 from servekit.logs import request_id
 
 DEADLINE = "servekit.deadline"  # environ key: a time of the monotonic clock, in seconds
-ROUTE = "servekit.route"  # environ key: the route pattern, once Flask has matched one
+_REQUEST = "werkzeug.request"  # environ key: Flask's request, which knows the route that it matched
 
 # An id from outside is written into logs and headers: letters, digits and the marks that id schemes use, at most 128.
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
@@ -27,7 +27,7 @@ class RequestId:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer with the header `X-Request-Id`."""
         given = environ.get("HTTP_X_REQUEST_ID", "")
-        identity = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        identity = given if _SANE_ID.fullmatch(given) else os.urandom(16).hex()
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Any:
             return start_response(status, [*headers, ("X-Request-Id", identity)], exc_info)
@@ -50,7 +50,8 @@ class Meter:
         started = time.monotonic()
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Any:
-            route = environ.get(ROUTE, metrics.UNMATCHED)
+            rule = getattr(environ.get(_REQUEST), "url_rule", None)
+            route = metrics.UNMATCHED if rule is None else rule.rule
             seconds = time.monotonic() - started
             metrics.observe_request(environ["REQUEST_METHOD"], route, int(status[:3]), seconds)
             return start_response(status, headers, exc_info)

@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import io
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import IO, Any, NoReturn, cast
+from urllib.parse import parse_qsl
 
 from flask import Request
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
@@ -19,6 +21,15 @@ JSON = "application/json"
 IMAGES = ("image/png", "image/jpeg")
 MAX_FORM_BYTES = 2**20  # of a form of text: a percent sign costs its parser a hundred times its size
 MAX_PARTS = 1000  # files of one batch, or fields of a form
+
+_DAMAGED = "The form is damaged; it needs a boundary, all its parts, and names in UTF-8."
+_BOUNDARY = re.compile(r"multipart/form-data; ?boundary=([A-Za-z0-9'()+_./:-]{1,70})")
+# Names without quotes, backslashes and percent signs, which stand for others in some clients' spelling.
+_UPLOAD = re.compile(
+    rb'Content-Disposition: form-data; name="([A-Za-z0-9_.\[\]-]+)"; filename="([A-Za-z0-9 _.()+,@-]+)"'
+    rb"(?:\r\nContent-Type: [A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+)?",
+    re.IGNORECASE,
+)
 
 
 class BodyInMemory(Request):
@@ -103,7 +114,9 @@ def read_payload(request: Request) -> Payload:
 
     A raw PNG or JPEG counts as the member `file`. A request without a body carries nothing.
     """
-    kind = request.mimetype
+    kind = request.environ.get("CONTENT_TYPE", "")
+    if kind not in IMAGES and kind != FORM:  # as most clients write them
+        kind = request.mimetype
     if kind in (FORM, MULTIPART):
         return _read_form(request, kind)
     if kind == JSON:
@@ -120,17 +133,60 @@ def read_payload(request: Request) -> Payload:
 
 def _read_form(request: Request, kind: str) -> Payload:
     body = request.get_data()
-    if kind == FORM and (len(body) > MAX_FORM_BYTES or body.count(b"&") >= MAX_PARTS):
-        raise PayloadTooLarge(
-            f"A form of text may have {MAX_FORM_BYTES} bytes and {MAX_PARTS} fields; send files as {MULTIPART}."
-        )
+    if kind == FORM:
+        return _read_text_form(body)
+    uploads = split_uploads(body, request.environ["CONTENT_TYPE"])
+    if uploads is not None:
+        return Payload(uploads)
     parser = request.make_form_data_parser()
     parser.silent = False  # else a damaged form would be an empty one
     try:
         _, form, files = parser.parse(io.BytesIO(body), kind, len(body), request.mimetype_params)
     except ValueError:
-        raise InvalidInput("The form is damaged; it needs a boundary, all its parts, and names in UTF-8.") from None
+        raise InvalidInput(_DAMAGED) from None
     members: dict[str, list[Any]] = {name: list(values) for name, values in form.lists()}
-    for name, uploads in files.lists():
-        members.setdefault(name, []).extend(Upload(file.filename, file.read()) for file in uploads)
+    for name, received in files.lists():
+        members.setdefault(name, []).extend(Upload(file.filename, file.read()) for file in received)
     return Payload(members)
+
+
+def _read_text_form(body: bytes) -> Payload:
+    if len(body) > MAX_FORM_BYTES or body.count(b"&") >= MAX_PARTS:
+        raise PayloadTooLarge(
+            f"A form of text may have {MAX_FORM_BYTES} bytes and {MAX_PARTS} fields; send files as {MULTIPART}."
+        )
+    members: dict[str, list[Any]] = {}
+    try:
+        for name, value in parse_qsl(body.decode(), keep_blank_values=True, errors="strict"):
+            members.setdefault(name, []).append(value)
+    except ValueError:
+        raise InvalidInput(_DAMAGED) from None
+    return Payload(members)
+
+
+def split_uploads(body: bytes, content_type: str) -> dict[str, list[Upload]] | None:
+    """Return the uploads of a multipart body (RFC 7578) that has the usual form, else None.
+
+    Usual is what curl, browsers and the common libraries write for files with plain names. It is cut at its boundaries,
+    ten to a hundred times faster than by Werkzeug's parser, which reads all else: text fields, escaped names, encodings.
+    """
+    boundary = _BOUNDARY.fullmatch(content_type)
+    if boundary is None:
+        return None
+    body = body.removeprefix(b"\r\n")  # a preamble that says nothing
+    opening = b"--" + boundary[1].encode()
+    delimiter = b"\r\n" + opening
+    end = len(body) - len(delimiter) - 2 - (2 if body.endswith(b"\r\n") else 0)
+    if not body.startswith(opening + b"\r\n") or body[end:].rstrip(b"\r\n") != delimiter + b"--":
+        return None
+    parts = body[len(opening) + 2 : max(end, 0)].split(delimiter + b"\r\n")
+    if len(parts) > MAX_PARTS:
+        return None
+    uploads: dict[str, list[Upload]] = {}
+    for part in parts:
+        head, _, content = part.partition(b"\r\n\r\n")
+        found = _UPLOAD.fullmatch(head)
+        if found is None or opening in content:
+            return None
+        uploads.setdefault(found[1].decode(), []).append(Upload(found[2].decode(), content))
+    return uploads

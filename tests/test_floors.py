@@ -14,7 +14,7 @@ FLOORS = [
     {"engines", "handlers", "batcher"},
     {"model"},
     {"repository"},
-    {"payload", "ext", "middleware", "hooks", "http1", "gateway", "connection", "clients", "turns", "watchdog", "worker"},
+    {"payload", "ext", "lean", "middleware", "hooks", "http1", "gateway", "connection", "clients", "turns", "watchdog", "worker"},
     {"blueprints"},
     {"app"},
 ]
