@@ -1,0 +1,1 @@
+"""The servers that servekit is measured beside; nothing here is needed to use servekit."""
