@@ -1,0 +1,117 @@
+"""What is measured and in which order: in each round every server once, so that a drifting machine drifts for all."""
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.engine import BATCHES, ENGINES, EngineFailed, measure
+from bench.machine import ROOT, Cores
+from bench.servers import Launch, Server, ServerFailed, bare_worker, environment, running, servekit, trivial
+
+CONNECTIONS = (1, 16, 64)
+COSTS_AT = 16  # connections of the case after which memory and idle processor time are measured
+OPEN_CONNECTIONS = 128  # of an open loop: more than a server that keeps the limit has under way
+OPEN_LIMIT_MS = 10.0
+LOAD_SECONDS = 120.0  # that a load generator may take beyond its own time
+Run = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One case: a server, what it is sent, over how many connections; the rate is searched in an open loop."""
+
+    launch: Launch
+    case: str
+    connections: int
+    is_open: bool = False
+
+    @property
+    def label(self) -> str:
+        """The name of the case in results."""
+        return f"{self.case}, open loop" if self.is_open else self.case
+
+
+def jobs(store: Path, workers: int, worker_class: str, peers: list[Launch] | None) -> list[Job]:
+    """Return the jobs of one round: servekit's cases and limits, or those that compare and the `peers`."""
+    own = servekit(store.resolve(), workers)
+    listed = [Job(own, "raw", connections) for connections in CONNECTIONS]
+    listed += [Job(own, "multipart", connections) for connections in CONNECTIONS[1:]]
+    if peers is None:
+        listed += [Job(own, "form", 16), Job(own, "batch", 16)]
+        listed.append(Job(own, "raw", OPEN_CONNECTIONS, is_open=True))
+    listed.append(Job(bare_worker(worker_class), "raw", 64))
+    listed.append(Job(trivial(), "raw", 64))
+    for peer in peers or []:
+        case = "tensor" if peer.request.content_type == "application/json" else "raw"
+        listed += [Job(peer, case, connections) for connections in CONNECTIONS]
+    return listed
+
+
+def rounds(listed: list[Job], cores: Cores, options: argparse.Namespace) -> Iterator[Run]:
+    """Run `listed` `options.rounds` times over, each job in a server of its own, and the engines; give each run.
+
+    A server that cannot be started is a run with the reason as `failed`, and is not tried again.
+    """
+    lost: set[str] = set()
+    for number in range(1, options.rounds + 1):
+        for engine in ENGINES:
+            for batch in BATCHES:
+                if f"engine {engine}" not in lost:
+                    run = _engine(engine, batch, cores, options)
+                    lost |= {run["server"]} if "failed" in run else set()
+                    yield run | {"round": number}
+        for job in listed:
+            if job.launch.name not in lost:
+                run = _serve(job, cores, options)
+                lost |= {run["server"]} if "failed" in run else set()
+                yield run | {"round": number}
+
+
+def _engine(engine: str, batch: int, cores: Cores, options: argparse.Namespace) -> Run:
+    run = {"server": f"engine {engine}", "settings": "no HTTP", "case": "rows", "connections": batch}
+    try:
+        found = measure(options.store, engine, batch, cores.servers, options.seconds / 2)
+    except EngineFailed as error:
+        return run | {"failed": str(error)}
+    return run | {"requests_per_second": found["rows_per_second"], "each": found["each"], "errors": 0}
+
+
+def _serve(job: Job, cores: Cores, options: argparse.Namespace) -> Run:
+    run = {"server": job.launch.name, "settings": job.launch.settings, "case": job.label, "connections": job.connections}
+    try:
+        with running(job.launch, cores.servers) as server:
+            run["start_seconds"] = server.start_seconds
+            server.settle()
+            run |= _load(job, server, cores, options)
+            if job.connections == COSTS_AT and job.case in ("raw", "tensor"):
+                run["pss_mb"] = server.pss_mb()
+                run["idle_cpu"] = server.idle_cpu(options.idle_seconds)
+    except ServerFailed as error:
+        return run | {"failed": str(error)}
+    return run
+
+
+def _load(job: Job, server: Server, cores: Cores, options: argparse.Namespace) -> Run:
+    """Send the load of `job` from a fresh process and return what that reports."""
+    path = job.launch.request.path if job.case in ("raw", "tensor") else None
+    command = [sys.executable, "-m", "bench.load", "--port", str(server.port), "--case", job.case]
+    command += ["--connections", str(job.connections), "--core", str(cores.load)] + (["--path", path] if path else [])
+    if job.is_open:
+        command += ["--search", "--limit-ms", str(OPEN_LIMIT_MS), "--steps", str(options.steps)]
+        seconds, warmup = options.seconds * 2 / 3, options.warmup / 2  # there are several in a run
+    else:
+        seconds, warmup = options.seconds, options.warmup
+    command += ["--seconds", str(seconds), "--warmup", str(warmup)]
+    limit = LOAD_SECONDS + (seconds + warmup) * 2 * options.steps
+    try:
+        ended = subprocess.run(command, cwd=ROOT, env=environment({}), capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        raise ServerFailed(f"the load did not end in {limit:.0f} s") from None
+    if ended.returncode:
+        raise ServerFailed(f"the load generator failed: {ended.stderr.strip().splitlines()[-1]}")
+    return dict(json.loads(ended.stdout))
