@@ -23,7 +23,7 @@ WEB = {"flask", "werkzeug", "gunicorn", "wsgiref"}
 PROMETHEUS = {"prometheus_client", "prometheus_flask_exporter"}
 
 MODULES = sorted((ROOT / "servekit").rglob("*.py"))
-SOURCES = [*MODULES, *sorted((ROOT / "models").glob("*.py")), *sorted((ROOT / "train").glob("*.py"))]
+SOURCES = [*MODULES, *(path for folder in ("models", "train", "bench") for path in sorted((ROOT / folder).rglob("*.py")))]
 
 
 def name_of(path: Path) -> str:
