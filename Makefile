@@ -13,10 +13,10 @@ PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 INSTALL_FAILED = { echo "The installation failed: read the message above, check the network and the free disk space, and run make again."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train serve test check clean
+.PHONY: help venv train serve test check bench bench-peers clean
 
 help: ## List these verbs
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(VENV)/.serve ## Make .venv with what serving and training need
 
@@ -35,8 +35,16 @@ check: $(VENV)/.develop ## Lint and check types
 	@$(BIN)/isort --check --quiet .
 	@$(BIN)/mypy --no-error-summary
 
-clean: ## Remove .venv, caches and what tests left; keep data and model_store
-	@rm -rf $(VENV) .mypy_cache .pytest_cache .coverage .coverage.* *.egg-info build dist
+bench: venv ## Measure servekit beside its own limits, about 6 minutes, into bench/results and bench/README.md
+	@$(BIN)/python -m train --missing
+	@$(BIN)/python -m bench
+
+bench-peers: venv ## Measure it beside TorchServe, Triton and others, about 20 minutes; installs them under .bench
+	@$(BIN)/python -m train --missing
+	@$(BIN)/python -m bench --peers
+
+clean: ## Remove .venv, .bench, caches and what tests left; keep data and model_store
+	@rm -rf $(VENV) .bench .mypy_cache .pytest_cache .coverage .coverage.* *.egg-info build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:
