@@ -53,7 +53,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peers", action="store_true", help="install the peers under .bench/ and measure them too")
     parser.add_argument("--rounds", type=int, default=3, help="how often every case is run (default: 3)")
     parser.add_argument("--seconds", type=float, default=3.0, help="how long a case is measured (default: 3)")
-    parser.add_argument("--warmup", type=float, default=1.0, help="seconds of load before that (default: 1)")
+    parser.add_argument("--warmup", type=float, default=1.0, help="seconds of load over 16 connections before that (default: 1)")
     parser.add_argument("--idle-seconds", type=float, default=5.0, help="how long an idle server is watched (default: 5)")
     parser.add_argument("--steps", type=int, default=6, help="rates that a search in the open loop tries (default: 6)")
     parser.add_argument("--store", type=Path, default=store, help=f"the model store (default: {store})")

@@ -15,6 +15,8 @@ from bench.servers import Launch, Server, ServerFailed, bare_worker, environment
 
 CONNECTIONS = (1, 16, 64)
 COSTS_AT = 16  # connections of the case after which memory and idle processor time are measured
+WARM_CONNECTIONS = 16  # of the warm-up, also where a case has but one: all workers shall be warm
+RISE_SECONDS = 0.3  # of the case itself before its measurement
 OPEN_CONNECTIONS = 128  # of an open loop: more than a server that keeps the limit has under way
 OPEN_LIMIT_MS = 10.0
 LOAD_SECONDS = 120.0  # that a load generator may take beyond its own time
@@ -45,7 +47,7 @@ def jobs(store: Path, workers: int, worker_class: str, peers: list[Launch] | Non
         listed += [Job(own, "form", 16), Job(own, "batch", 16)]
         listed.append(Job(own, "raw", OPEN_CONNECTIONS, is_open=True))
     listed.append(Job(bare_worker(worker_class), "raw", 64))
-    listed.append(Job(trivial(), "raw", 64))
+    listed.append(Job(trivial(workers), "raw", 64))
     for peer in peers or []:
         case = "tensor" if peer.request.content_type == "application/json" else "raw"
         listed += [Job(peer, case, connections) for connections in CONNECTIONS]
@@ -97,17 +99,26 @@ def _serve(job: Job, cores: Cores, options: argparse.Namespace) -> Run:
 
 
 def _load(job: Job, server: Server, cores: Cores, options: argparse.Namespace) -> Run:
-    """Send the load of `job` from a fresh process and return what that reports."""
+    """Send the load of `job` and return what was seen; before it a warm-up that reaches every worker."""
     path = job.launch.request.path if job.case in ("raw", "tensor") else None
-    command = [sys.executable, "-m", "bench.load", "--port", str(server.port), "--case", job.case]
-    command += ["--connections", str(job.connections), "--core", str(cores.load)] + (["--path", path] if path else [])
+    common = ["--port", str(server.port), "--case", job.case, "--core", str(cores.load)] + (["--path", path] if path else [])
+    seconds = max(options.warmup, job.launch.warmup)
+    warm = _generate([*common, "--connections", str(WARM_CONNECTIONS), "--warmup", "0", "--seconds", str(seconds)], seconds)
+    seconds, steps = options.seconds, 1
+    common += ["--connections", str(job.connections), "--warmup", str(RISE_SECONDS)]
     if job.is_open:
-        command += ["--search", "--limit-ms", str(OPEN_LIMIT_MS), "--steps", str(options.steps)]
-        seconds, warmup = options.seconds * 2 / 3, options.warmup / 2  # there are several in a run
-    else:
-        seconds, warmup = options.seconds, options.warmup
-    command += ["--seconds", str(seconds), "--warmup", str(warmup)]
-    limit = LOAD_SECONDS + (seconds + warmup) * 2 * options.steps
+        seconds, steps = options.seconds * 2 / 3, 2 * options.steps  # each rate is tried twice at most
+        common += ["--search", "--limit-ms", str(OPEN_LIMIT_MS), "--steps", str(options.steps)]
+    seen = _generate([*common, "--seconds", str(seconds)], (seconds + RISE_SECONDS) * steps)
+    if warm["errors"]:
+        return seen | {"errors": seen["errors"] + warm["errors"], "faults": warm["faults"]}
+    return seen
+
+
+def _generate(arguments: list[str], seconds: float) -> Run:
+    """Run the load generator in a fresh process, for `seconds` if all goes well, and return what it reports."""
+    command = [sys.executable, "-m", "bench.load", *arguments]
+    limit = seconds + LOAD_SECONDS
     try:
         ended = subprocess.run(command, cwd=ROOT, env=environment({}), capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:

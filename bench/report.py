@@ -120,7 +120,7 @@ def draw(summaries: list[Summary], path: Path) -> None:
     axes.set_xlabel("requests a second: median of the rounds, lines from the least to the most")
     axes.grid(axis="x", linewidth=0.4)
     axes.set_axisbelow(True)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside upper center", ncols=len(CONNECTIONS), frameon=False)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

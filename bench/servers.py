@@ -45,6 +45,7 @@ class Launch:
     answer: bytes = GOOD  # a pattern that a right answer to `request` contains
     directory: Path | None = None
     ports: int = 1  # how many ports in a row it needs
+    warmup: float = 0.0  # seconds of load that it needs before it is at its best, if more than others
     cores: int | None = None  # how many of the servers' cores it may use; all if None
 
 
@@ -184,10 +185,11 @@ def bare_worker(worker_class: str) -> Launch:
     return Launch(name, settings, command, {"PYTHONPATH": str(ROOT)}, answer=b"^ok$", cores=1)
 
 
-def trivial() -> Launch:
-    """Return the server that reads nothing, one process: beside it the load generator shows its own limit."""
+def trivial(workers: int) -> Launch:
+    """Return the server that reads nothing: beside it the load generator shows its own limit."""
     module = str(ROOT / "bench" / "trivial.py")
-    return Launch("trivial", "1 process", lambda port, folder: [sys.executable, module, str(port)], answer=b"^ok$", cores=1)
+    settings = f"{workers} processes, nothing read"
+    return Launch("trivial", settings, lambda port, folder: [sys.executable, module, str(port), str(workers)], answer=b"^ok$")
 
 
 def environment(variables: dict[str, str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from bench.servers import Launch
 
 BATCHES = (1, 8)
 TORCHSERVE_DELAY_MS = 1  # how long TorchServe waits for a batch of 8; less is not possible
+JVM_SECONDS = 5.0  # of load until the virtual machine has compiled what is used most
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -63,7 +64,8 @@ def _torchserve(store: Path, workers: int, batch: int) -> Launch:
 
     variables = {**ONE_THREAD, "PATH": f"{program('torchserve').parent}:/usr/local/bin:/usr/bin:/bin"}
     settings = f"torch, {workers} workers, batch {batch}"
-    return Launch(f"TorchServe, batch {batch}", settings, command, variables, raw("/predictions/mnist"), ports=3)
+    request = raw("/predictions/mnist")
+    return Launch(f"TorchServe, batch {batch}", settings, command, variables, request, ports=3, warmup=JVM_SECONDS)
 
 
 def mosec(version: Path, workers: int) -> list[Launch]:

@@ -1,6 +1,7 @@
 """The handler in the model archive: PNG bodies in, class and probabilities out, on one thread of torch."""
 
 import io
+import logging
 import os
 from typing import Any
 
@@ -16,6 +17,7 @@ class Digits:
         """Load the weights that lie in the archive beside the network's own file."""
         from mnist import MnistCNN  # models/mnist.py, which the archive carries
 
+        logging.getLogger("ts.metrics").setLevel(logging.WARNING)  # a line a request, which the front end would parse
         torch.set_num_threads(1)
         path = os.path.join(context.system_properties["model_dir"], "model.pth")
         self.network = MnistCNN()
