@@ -4,14 +4,15 @@ import argparse
 import datetime
 import json
 import os
-import runpy
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from bench import machine, report, results
 from bench.engine import EngineFailed, newest
+from bench.peers.install import pins
 from bench.peers.launches import prepare
 from bench.plan import jobs, rounds
 
@@ -32,8 +33,6 @@ def main() -> None:
         peers, failed = prepare(version, len(cores.servers))
     options.worker_class = options.worker_class or own_worker()
     listed = jobs(options.store, len(cores.servers), options.worker_class, peers)
-    if options.only:
-        listed = [job for job in listed if options.only.lower() in job.launch.name.lower()]
     runs = []
     for run in rounds(listed, cores, options):
         print(progress(run), flush=True)
@@ -64,8 +63,10 @@ def parse() -> argparse.Namespace:
 
 
 def own_worker() -> str:
-    """Return the worker class that gunicorn.conf.py names."""
-    return str(runpy.run_path(str(machine.ROOT / "gunicorn.conf.py"))["worker_class"])
+    """Return the worker class that gunicorn.conf.py names; the file sets variables too, hence a process for it."""
+    code = "import runpy; print(runpy.run_path('gunicorn.conf.py')['worker_class'])"
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=machine.ROOT, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
 
 def progress(run: dict[str, Any]) -> str:
@@ -90,6 +91,7 @@ def describe(
         "commit": machine.commit(),
         "machine": machine.describe() | {"note": cores.note, "server_cores": cores.servers, "load_core": cores.load},
         "versions": machine.versions(),
+        "peers": pins() if options.peers else {},
         "model": sorted(path.name for path in version.iterdir()),
         "settings": {name: getattr(options, name) for name in names},
         "failed": failed,

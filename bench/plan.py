@@ -60,18 +60,24 @@ def rounds(listed: list[Job], cores: Cores, options: argparse.Namespace) -> Iter
     A server that cannot be started is a run with the reason as `failed`, and is not tried again.
     """
     lost: set[str] = set()
+    engines = [engine for engine in ENGINES if is_wanted(f"engine {engine}", options)]
     for number in range(1, options.rounds + 1):
-        for engine in ENGINES:
+        for engine in engines:
             for batch in BATCHES:
                 if f"engine {engine}" not in lost:
                     run = _engine(engine, batch, cores, options)
                     lost |= {run["server"]} if "failed" in run else set()
                     yield run | {"round": number}
         for job in listed:
-            if job.launch.name not in lost:
+            if job.launch.name not in lost and is_wanted(job.launch.name, options):
                 run = _serve(job, cores, options)
                 lost |= {run["server"]} if "failed" in run else set()
                 yield run | {"round": number}
+
+
+def is_wanted(name: str, options: argparse.Namespace) -> bool:
+    """Return whether `--only` lets the server `name` be measured."""
+    return not options.only or options.only.lower() in name.lower()
 
 
 def _engine(engine: str, batch: int, cores: Cores, options: argparse.Namespace) -> Run:

@@ -1,5 +1,6 @@
 """The benchmark's own arithmetic: what the load generator counts, and what becomes of it. No speed is tested."""
 
+import argparse
 import contextlib
 import itertools
 import socket
@@ -12,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from bench import cases, machine, report, results
+from bench import cases, machine, report, results, servers
 from bench.load import Generator, percentile, search
+from bench.plan import Job, rounds
 from bench.wire import Malformed, parse
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -94,8 +96,8 @@ def test_what_is_no_good_answer_is_an_error(bad: bytes, fault: str) -> None:
 
 
 def test_an_answer_that_never_comes_is_an_error() -> None:
-    with answering(lambda number: OK if number else time.sleep(1) or OK) as port, generator(port, 1, 0.2) as load:
-        seen = load.closed(0.0, 0.5)
+    with answering(lambda number: OK if number else time.sleep(2) or OK) as port, generator(port, 1, 0.4) as load:
+        seen = load.closed(0.0, 0.7)
     assert seen["faults"] == {"timeout": 1}
     assert seen["latencies"] > 0  # on a new connection
 
@@ -175,6 +177,21 @@ def test_cores_are_split() -> None:
     assert (four.servers, four.load) == ((0, 1, 2), 3)
     assert (two.servers, two.load) == ((0,), 1)
     assert (one.servers, one.load) == ((0,), 0) and "disturb" in one.note
+
+
+def test_a_server_is_started_weighed_and_stopped() -> None:
+    with servers.running(servers.trivial(2), machine.split_cores().servers) as server:
+        server.settle()
+        assert len(server.members()) == 2
+        assert 0 < server.start_seconds < 30 and server.pss_mb() > 1
+    assert server.members() == [] and server.process.returncode is not None
+
+
+def test_a_server_that_cannot_start_is_reported_once_and_the_round_goes_on() -> None:
+    broken = servers.Launch("broken", "never", lambda port, folder: ["sh", "-c", "echo no weights; exit 3"])
+    options = argparse.Namespace(rounds=2, seconds=0.1, warmup=0.1, only="ro")
+    runs = list(rounds([Job(broken, "raw", 1), Job(broken, "raw", 16)], machine.split_cores(), options))
+    assert [(each["round"], each["failed"]) for each in runs] == [(1, "it ended with 3: no weights")]
 
 
 def run(server: str, connections: int, rate: float, **more: Any) -> dict[str, Any]:

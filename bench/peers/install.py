@@ -20,6 +20,12 @@ def source(peer: str) -> Path:
     return Path(__file__).parent / peer
 
 
+def pins() -> dict[str, list[str]]:
+    """Return what is pinned for each peer."""
+    files = sorted(Path(__file__).parent.glob("*/requirements.txt"))
+    return {file.parent.name: [line for line in file.read_text().splitlines() if "==" in line] for file in files}
+
+
 def program(peer: str, name: str = "python") -> Path:
     """Return a program of the environment of `peer`."""
     return FOLDER / peer / "bin" / name
