@@ -17,11 +17,12 @@ class TritonPythonModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.name = self.session.get_inputs()[0].name
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Return one response for each request."""
         images = [utils.get_input_tensor_by_name(request, "image").as_numpy() for request in requests]
-        logits = self.session.run(None, {"image": np.concatenate(images)})[0]
+        logits = self.session.run(None, {self.name: np.concatenate(images)})[0]
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities = weights / weights.sum(axis=1, keepdims=True)
         ends = np.cumsum([len(image) for image in images])[:-1]
