@@ -8,6 +8,8 @@ The master process imports this module, so what starts threads or looks at the e
 
 import contextlib
 import errno
+import gc
+import logging
 import os
 import selectors
 import socket
@@ -18,9 +20,10 @@ from datetime import timedelta
 from http import HTTPStatus
 from typing import Any
 
-from gunicorn.config import Config
+from gunicorn.config import Config, PreRequest
 from gunicorn.workers import base
 
+from servekit.board import Board
 from servekit.clients import Clients
 from servekit.config import ARRIVED, Settings
 from servekit.connection import ClientGone, Connection, Phase
@@ -32,6 +35,8 @@ TICK_SECONDS = 0.5  # between two looks at the clock, for deadlines and for the 
 CLOSING_SECONDS = 2.0  # for a client to read the last answer
 DEAF_SECONDS = 0.05  # after a turn this long, requests had arrived some time before they were read
 ACCEPT_AT_ONCE = 64  # connections in one turn, so that those that are open are served, too
+YIELD_SECONDS = 0.002  # a worker leaves a new connection to those that hold fewer for so long, then takes it
+GARBAGE_OBJECTS = 10_000  # between two collections; a turn makes thousands of objects that reference counting frees
 STUCK_SHARE = 0.9  # of Gunicorn's timeout: the watchdog answers before Gunicorn kills
 
 STUCK = "The server did not come to an answer; try again later."
@@ -41,6 +46,8 @@ FAILED = "The server failed; its log says why."
 class Worker(base.Worker):
     """Serves a WSGI application from one event loop."""
 
+    board: Board | None = None  # made in the master, so that all workers share it
+
     @classmethod
     def check_config(cls, cfg: Config, log: Any) -> None:
         """Refuse, in the master and before anything is served, what this worker does not do."""
@@ -48,6 +55,8 @@ class Worker(base.Worker):
             if is_set:
                 log.error("This worker class does not speak %s; use --worker-class gthread, or put a proxy in front.", name)
                 sys.exit(1)
+        # Sockets of their own are balanced by the kernel.
+        cls.board = None if cfg.reuse_port else Board(max(1, cfg.workers))
 
     def load_wsgi(self) -> None:
         """Prepare the loop and load the application; Gunicorn calls this once signals are heard."""
@@ -75,6 +84,8 @@ class Worker(base.Worker):
         )
         # Gunicorn's configuration looks names up slowly, and these are needed for every request.
         self.pre_request, self.post_request = cfg.pre_request, cfg.post_request
+        if self.pre_request is PreRequest.pre_request and self.log.loglevel > logging.DEBUG:
+            self.pre_request = _nothing  # Gunicorn's own writes a line for debugging
         self.logs_access = self.log.access_log_enabled
         use_runner(self.turns)
         super().load_wsgi()
@@ -87,6 +98,9 @@ class Worker(base.Worker):
     def run(self) -> None:
         """Turn until told to stop, then answer what has been accepted."""
         self.is_accepting = False
+        self.accept_again_at = 0.0
+        if self.board:
+            self.board.join(self.age)
         self.next_tick = self.turn_began = self.turn_before = time.monotonic()
         self.stuck_seconds = STUCK_SHARE * self.timeout if self.timeout else float("inf")
         self.watchdog = Watchdog(self.stuck_seconds, self.give_up)
@@ -94,6 +108,9 @@ class Worker(base.Worker):
         self._accept_again()
         if self.timeout:
             self.watchdog.start()
+        # What is loaded stays; looking through it for garbage would stall the loop.
+        gc.freeze()
+        gc.set_threshold(GARBAGE_OBJECTS, 20, 50)
         while self.alive:
             self._turn()
         self._stop()
@@ -121,12 +138,16 @@ class Worker(base.Worker):
         self.turns.turn()
         if self.turn_began >= self.next_tick:
             self._tick(self.turn_began)
+        if self.alive and not self.is_accepting and self.turn_began >= self.accept_again_at:
+            self._accept_again()
 
     def _patience(self) -> float:
         """Return for how many seconds the loop may block."""
         if self.clients.has_work or self.turns.has_work:
             return 0.0
         until = min(self.next_tick, self.turns.next_deadline)
+        if not self.is_accepting:
+            until = min(until, self.accept_again_at)
         return max(0.0, until - time.monotonic())
 
     def _tick(self, now: float) -> None:
@@ -136,8 +157,8 @@ class Worker(base.Worker):
             self.log.info("Parent changed, shutting down: %s", self)
             self.alive = False
         self.clients.expire(now)
-        if self.alive and not self.is_accepting:
-            self._accept_again()
+        if self.board and self.alive:
+            self.board.note(len(self.clients), now)
         if now - self.turns.long_pass_began > self.stuck_seconds:
             self.give_up(now - self.turns.long_pass_began)
 
@@ -149,39 +170,57 @@ class Worker(base.Worker):
             self.selector.register(listener, selectors.EVENT_READ, listener)
         self.is_accepting = True
 
-    def _accept_no_more(self) -> None:
+    def _accept_no_more(self, seconds: float) -> None:
+        """Leave new connections where they are for some time; others may take them."""
+        self.accept_again_at = time.monotonic() + seconds
         if self.is_accepting:
             for listener in self.sockets:
                 self.selector.unregister(listener)
             self.is_accepting = False
 
-    def _accept(self, listener: Any, at_most: int = ACCEPT_AT_ONCE) -> None:
-        server = listener.getsockname()
-        for _ in range(at_most):
-            try:
-                sock, peer = listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+    def _accept(self, listener: Any) -> None:
+        """Take new connections as long as no other worker holds fewer, and one that nobody else took."""
+        is_left_over = self.accept_again_at > 0
+        self.accept_again_at = 0.0
+        for _ in range(ACCEPT_AT_ONCE):
+            if self.board and not is_left_over and not self.board.is_least(len(self.clients), self.turn_began):
+                self._accept_no_more(YIELD_SECONDS)
                 return
-            except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    raise
-                self.log.warning("No connection can be accepted for now: %s", error.strerror)
-                self._accept_no_more()
+            is_left_over = False
+            if not self._accept_one(listener):
                 return
-            sock.setblocking(False)
-            if len(self.clients) >= self.cfg.worker_connections and not self.clients.close_oldest_idle():
-                self._accept_no_more()  # until the next tick: this one is above the limit, the others wait outside
-            self.clients.add(sock, self.gateway.environ_of(peer, server))
-            if not self.is_accepting:
-                return
+
+    def _accept_one(self, listener: Any) -> bool:
+        """Take one new connection; return False if there is none, or none can be taken now."""
+        try:
+            sock, peer = listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                raise
+            self.log.warning("No connection can be accepted for now: %s", error.strerror)
+            self._accept_no_more(TICK_SECONDS)
+            return False
+        sock.setblocking(False)
+        has_room = len(self.clients) < self.cfg.worker_connections or self.clients.close_oldest_idle()
+        self.clients.add(sock, self.gateway.environ_of(peer, listener.getsockname()))
+        if self.board and self.alive:
+            self.board.note(len(self.clients), self.turn_began)
+        if not has_room:
+            self._accept_no_more(TICK_SECONDS)  # this one is above the limit, the others wait outside
+        return has_room
 
     def _stop(self) -> None:
         """Take what waits in the accept queue, which this worker may be the last to see, and nothing after it."""
+        if self.board:
+            self.board.leave()
         self.clients.stop()
         for listener in self.sockets:
-            with contextlib.suppress(OSError):
-                self._accept(listener, at_most=self.cfg.backlog)
-        self._accept_no_more()
+            for _ in range(self.cfg.backlog):
+                if not self._accept_one(listener):
+                    break
+        self._accept_no_more(0.0)
         for listener in self.sockets:
             listener.close()
 
@@ -259,3 +298,7 @@ class Worker(base.Worker):
                 connection.sock.send(answer)
                 connection.sock.shutdown(socket.SHUT_RDWR)
         os._exit(1)
+
+
+def _nothing(worker: Worker, request: Request) -> None:
+    pass

@@ -14,7 +14,8 @@ FLOORS = [
     {"engines", "handlers", "batcher"},
     {"model"},
     {"repository"},
-    {"payload", "ext", "lean", "middleware", "hooks", "http1", "gateway", "connection", "clients", "turns", "watchdog", "worker"},
+    {"payload", "ext", "lean", "middleware", "hooks"}
+    | {"board", "clients", "connection", "gateway", "http1", "turns", "watchdog", "worker"},
     {"blueprints"},
     {"app"},
 ]
