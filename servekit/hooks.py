@@ -4,6 +4,7 @@ The master imports this module, so it loads nothing that starts threads.
 """
 
 import atexit
+import datetime
 import logging
 import math
 import multiprocessing
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from gunicorn import glogging
 from gunicorn.arbiter import Arbiter
@@ -24,7 +25,7 @@ from gunicorn.workers.base import Worker
 import servekit
 from servekit.config import MULTIPROCESS_DIR, Settings
 from servekit.errors import StartupError
-from servekit.logs import configure_handler
+from servekit.logs import ACCESS_LOGGER, TextFormatter, configure_handler, is_worth_a_line
 
 RESPAWN_PAUSE_SECONDS = 2.0  # between two tries of a worker that cannot load its models while others serve
 TRIAL_SECONDS = 300.0  # for the models of a reload to load; the master does nothing else meanwhile
@@ -53,9 +54,70 @@ class Logger(glogging.Logger):
         for handler in [*self.error_log.handlers, *self.access_log.handlers]:
             if getattr(handler, "_gunicorn", False):  # not those of the user's own --log-config
                 configure_handler(handler, log_format)
+        handlers = self.access_log.handlers
+        self._plain_handler = None  # the only one for access lines, if it writes our text to a stream
+        if len(handlers) == 1 and isinstance(handlers[0], logging.StreamHandler) and log_format == "text":
+            self._plain_handler = handlers[0] if isinstance(handlers[0].formatter, TextFormatter) else None
+        # What no line shows is not looked up for each line.
+        logging.logThreads = logging.logMultiprocessing = False
         log.handlers = list(self.error_log.handlers)
         log.setLevel(self.loglevel)
         log.propagate = False
+
+    def access(self, resp: Any, req: Any, environ: dict[str, Any], request_time: datetime.timedelta) -> None:
+        """Write a line in Gunicorn's `access_log_format`, unless it is one that nobody reads.
+
+        Gunicorn looks up some fifty things for it, and who called the logger; here only what the format names is.
+        """
+        if not self.access_log_enabled or not is_worth_a_line(environ.get("PATH_INFO", ""), str(resp.status)):
+            return
+        atoms = Atoms(self, resp, req, environ, request_time)
+        try:
+            if self._plain_handler is not None:
+                self._write(self._plain_handler, atoms)
+            else:
+                line = (ACCESS_LOGGER, logging.INFO, "", 0, self.cfg.access_log_format, (atoms,), None)
+                self.access_log.handle(logging.LogRecord(*line))
+        except Exception:  # a format that does not exist; the answer is not to suffer
+            self.exception("The access line cannot be written")
+
+    def _write(self, handler: logging.StreamHandler[Any], atoms: "Atoms") -> None:
+        formatter = cast(TextFormatter, handler.formatter)
+        message = self.cfg.access_log_format % atoms
+        line = formatter.access_line(time.time(), atoms["{x-request-id}o"], message)
+        handler.acquire()
+        try:
+            handler.stream.write(line + handler.terminator)
+            handler.flush()
+        finally:
+            handler.release()
+
+
+class Atoms(dict[str, Any]):
+    """What an access line may name, found when it is named; see Gunicorn's `access_log_format`."""
+
+    def __init__(self, logger: Logger, resp: Any, req: Any, environ: dict[str, Any], request_time: datetime.timedelta):
+        super().__init__(
+            h=environ.get("REMOTE_ADDR", "-"),
+            s=str(resp.status).partition(" ")[0],
+            B=resp.sent,
+            D=request_time.seconds * 1_000_000 + request_time.microseconds,
+            m=environ["REQUEST_METHOD"],
+        )
+        self._sources = (resp, req, environ, request_time)
+        self._logger = logger
+
+    def __missing__(self, name: str) -> Any:
+        resp, _, environ, _ = self._sources
+        if name == "r":
+            line = f"{environ['REQUEST_METHOD']} {environ['RAW_URI']} {environ['SERVER_PROTOCOL']}"
+            return line.replace('"', '\\"')
+        if name == "U":
+            return environ["PATH_INFO"].replace('"', '\\"')
+        if name == "{x-request-id}o":
+            return next((value for header, value in resp.headers if header == "X-Request-Id"), "-")
+        # Gunicorn's own class answers "-" for what is not there, and escapes quotes.
+        return self._logger.atoms_wrapper_class(self._logger.atoms(*self._sources))[name]
 
 
 class StartupState:

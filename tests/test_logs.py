@@ -59,9 +59,29 @@ def test_a_traceback_is_a_member_of_its_json_line() -> None:
     assert "ValueError: two\nlines" in json.loads(line)["traceback"]
 
 
-def test_a_handler_is_dressed_once() -> None:
+def test_a_handler_is_dressed_in_the_format_that_was_asked_for() -> None:
     handler = logging.StreamHandler()
-    for _ in range(2):
-        configure_handler(handler, "json")
-    assert handler.filters == [is_worth_a_line]
+    configure_handler(handler, "json")
     assert isinstance(handler.formatter, JsonFormatter)
+    configure_handler(handler, "text")
+    assert isinstance(handler.formatter, TextFormatter)
+
+
+def test_probes_that_go_well_are_left_out() -> None:
+    assert not is_worth_a_line("/health", "200 OK")
+    assert is_worth_a_line("/health", "503 SERVICE UNAVAILABLE")
+    assert is_worth_a_line("/predict", "200 OK")
+
+
+def test_every_atom_of_gunicorns_format_can_be_asked_for(tmp_path: Path, store: Path) -> None:
+    names = "h l u t r s m U q H b B f a T D M L p {host}i {content-type}o {wsgi.url_scheme}e {nothing}i".split()
+    form = "ATOMS " + " ".join(f"%({name})s" for name in names)
+    for worker_class in ("servekit.worker.Worker", "gthread"):
+        arguments = ("--access-logformat", form, "--worker-class", worker_class)
+        with running(tmp_path / "log", *arguments, SERVEKIT_MODEL_STORE=str(store), WEB_CONCURRENCY="1") as server:
+            server.request("GET", '/nothing?q="1"', headers={"Referer": 'a"b', "User-Agent": "me", "Host": "here"})
+            assert wait_for(lambda: "ATOMS" in server.text())
+        line = server.text().partition("ATOMS ")[2].partition("\n")[0]
+        assert line.startswith("127.0.0.1 - - [") and line.endswith(" here application/json http -"), line
+        assert '] GET /nothing?q=\\"1\\" HTTP/1.1 404 GET /nothing q=\\"1\\" HTTP/1.1 ' in line, line
+        assert ' a\\"b me 0 ' in line, line
