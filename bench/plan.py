@@ -13,7 +13,8 @@ from bench.engine import BATCHES, ENGINES, EngineFailed, measure
 from bench.machine import ROOT, Cores
 from bench.servers import Launch, Server, ServerFailed, bare_worker, environment, running, servekit, trivial
 
-CONNECTIONS = (1, 16, 64)
+CONNECTIONS = (1, 16, 64)  # of every server
+MANY = (*CONNECTIONS, 256)  # of servekit by itself
 COSTS_AT = 16  # connections of the case after which memory and idle processor time are measured
 WARM_CONNECTIONS = 16  # of the warm-up, also where a case has but one: all workers shall be warm
 RISE_SECONDS = 0.3  # of the case itself before its measurement
@@ -41,11 +42,12 @@ class Job:
 def jobs(store: Path, workers: int, worker_class: str, peers: list[Launch] | None) -> list[Job]:
     """Return the jobs of one round: servekit's cases and limits, or those that compare and the `peers`."""
     own = servekit(store.resolve(), workers)
-    listed = [Job(own, "raw", connections) for connections in CONNECTIONS]
-    listed += [Job(own, "multipart", connections) for connections in CONNECTIONS[1:]]
     if peers is None:
-        listed += [Job(own, "form", 16), Job(own, "batch", 16)]
+        listed = [Job(own, case, connections) for case in ("raw", "multipart", "form", "batch") for connections in MANY]
         listed.append(Job(own, "raw", OPEN_CONNECTIONS, is_open=True))
+    else:
+        listed = [Job(own, "raw", connections) for connections in CONNECTIONS]
+        listed += [Job(own, "multipart", connections) for connections in CONNECTIONS[1:]]
     listed.append(Job(bare_worker(worker_class), "raw", 64))
     listed.append(Job(trivial(workers), "raw", 64))
     for peer in peers or []:
