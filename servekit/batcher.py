@@ -131,7 +131,7 @@ class Batcher:
     """Brings rows to `engine`, in passes of at most `max_batch_rows` rows.
 
     `is_long` says that a pass takes so long that an event loop should not wait for it. `observe` is told of every pass:
-    its rows, its seconds, and the seconds that each job in it had waited.
+    its rows, its seconds, and the seconds that the first of them had waited.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Batcher:
         engine: Callable[[Tensors], Tensors],
         max_batch_rows: int,
         is_long: bool = False,
-        observe: Callable[[int, float, list[float]], None] = lambda rows, seconds, waits: None,
+        observe: Callable[[int, float, float], None] = lambda rows, seconds, wait: None,
     ) -> None:
         self.engine = engine
         self.max_batch_rows = max_batch_rows
@@ -210,4 +210,4 @@ def run_pass(jobs: list[Job]) -> None:
         job.outputs = outputs if len(jobs) == 1 else slice_rows(outputs, slice(start, stop))
         job.done = True
         start = stop
-    batcher.observe(start, seconds, [started - job.submitted for job in jobs])
+    batcher.observe(start, seconds, started - jobs[0].submitted)

@@ -4,13 +4,13 @@ import logging
 from http import HTTPStatus
 from typing import cast
 
-from flask import Flask, Response, current_app, g, jsonify, request
+from flask import Flask, Response, current_app, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from servekit.config import Settings
 from servekit.errors import OutOfMemory, RequestError
 from servekit.middleware import DEADLINE
-from servekit.payload import MAX_PARTS, BodyInMemory, Payload, read_payload
+from servekit.payload import MAX_PARTS, BodyInMemory, Payload
 from servekit.repository import Repository
 
 log = logging.getLogger(__name__)
@@ -52,9 +52,7 @@ def deadline() -> float:
 
 def payload() -> Payload:
     """Return what the current request carries, read on first use; raise as `read_payload` does."""
-    if "payload" not in g:
-        g.payload = read_payload(request)
-    return cast(Payload, g.payload)
+    return cast(BodyInMemory, request).payload
 
 
 def error_response(message: str, status: int, retry_after: int | None = None) -> Response:

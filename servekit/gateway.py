@@ -20,8 +20,7 @@ from servekit.http1 import Refused, Request
 SERVER = "servekit"
 FLUSH_BYTES = 2**16  # an answer is collected up to here before it is sent on
 
-_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.1
-_VALUE = re.compile(r"[\t -~\x80-\xff]*")  # RFC 9110, section 5.5
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t -~\x80-\xff]*")  # RFC 9110, sections 5.1 and 5.5
 _STATUS = re.compile(r"[1-9][0-9]{2}( [\t -~\x80-\xff]*)?")
 # RFC 9110, section 7.6.1: these are between the server and its client.
 _HOP_BY_HOP = frozenset(
@@ -190,7 +189,7 @@ class Response:
             raise ValueError("the application gives a status that is none")
         self.status, self.headers, self._length = status, [], None
         for name, value in headers:
-            if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+            if not _HEADER.fullmatch(f"{name}: {value}"):
                 raise ValueError("the application gives a header that would break the answer")
             kind = name.lower()
             if kind == "content-length":

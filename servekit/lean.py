@@ -12,6 +12,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 from flask import Flask, Response
 from flask.json.provider import DefaultJSONProvider, JSONProvider
 from flask.sessions import NullSession, SessionInterface
+from werkzeug.routing import MapAdapter
 
 if TYPE_CHECKING:
     from flask.wrappers import Request
@@ -22,14 +23,15 @@ class PlainResponse(Response):
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer; whatever is not plain (a redirect, HEAD, a stream) goes Werkzeug's way."""
-        body = self.response
+        body, status = self.response, self._status_code
         is_plain = type(body) is list and len(body) == 1 and type(body[0]) is bytes and not self._on_close
-        if not is_plain or self._status_code < HTTPStatus.OK or self._status_code in _BODILESS or self.location:
-            return super().__call__(environ, start_response)
-        if environ["REQUEST_METHOD"] == "HEAD":
+        if not is_plain or status < HTTPStatus.OK or status in _BODILESS or environ["REQUEST_METHOD"] == "HEAD":
             return super().__call__(environ, start_response)
         headers = self.headers.to_wsgi_list()
-        if "Content-Length" not in self.headers:
+        names = [name.lower() for name, _ in headers]
+        if "location" in names:
+            return super().__call__(environ, start_response)
+        if "content-length" not in names:
             headers.append(("Content-Length", str(len(body[0]))))  # type: ignore[index]
         start_response(self._status, headers)
         return body  # type: ignore[return-value]
@@ -80,6 +82,16 @@ class LeanFlask(Flask):
     response_class = PlainResponse
     json_provider_class: type[JSONProvider] = FastJSON if find_spec("orjson") else PythonJSON
     session_interface = NoSession()
+
+    def create_url_adapter(self, request: "Request | None") -> MapAdapter | None:
+        """Return what matches the route of `request`: no route here depends on the host."""
+        if request is None or self.url_map.host_matching or self.subdomain_matching:
+            return super().create_url_adapter(request)
+        environ = request.environ
+        host = environ.get("HTTP_HOST") or environ["SERVER_NAME"]
+        path = environ["PATH_INFO"].encode("latin-1").decode(errors="replace")
+        scheme, method, query = environ["wsgi.url_scheme"], environ["REQUEST_METHOD"], environ["QUERY_STRING"]
+        return MapAdapter(self.url_map, host, environ["SCRIPT_NAME"], "", scheme, path, method, query)
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """Return `func`: there is no coroutine here to wrap."""

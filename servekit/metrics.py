@@ -6,12 +6,12 @@ table and the repository, never from the wire: a client that invents paths, meth
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache
 from http import HTTPMethod
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
@@ -19,6 +19,11 @@ from servekit.config import MULTIPROCESS_DIR
 
 if TYPE_CHECKING:
     from flask import Flask
+
+if MULTIPROCESS_DIR in os.environ:
+    # The client asks the system for the process at every count; here each process imports this module for itself.
+    _process = os.getpid()
+    values.ValueClass = values.MultiProcessValue(lambda: _process)  # type: ignore[no-untyped-call]
 
 UNMATCHED = "unmatched"  # the route label of a request that no route takes
 OTHER = "other"  # the method label of a method that HTTP does not define
@@ -44,7 +49,7 @@ inference_seconds = Histogram(
 )
 queue_seconds = Histogram(
     "servekit_queue_duration_seconds",
-    "Time that the rows of a request wait for their forward pass, by model and version",
+    "Time that a forward pass's first rows waited for it, by model and version",
     ["model", "version"],
     buckets=_BUCKETS,
 )
@@ -94,13 +99,12 @@ class ModelMeter:
         """Count this worker among those that hold the version."""
         self._loaded.set(1)
 
-    def observe(self, row_count: int, seconds: float, waits: Iterable[float]) -> None:
-        """Count one pass of `row_count` rows that took `seconds`, and how long those in it had waited."""
+    def observe(self, row_count: int, seconds: float, wait: float) -> None:
+        """Count one pass of `row_count` rows that took `seconds`, and whose first rows had waited for `wait` seconds."""
         self._rows.inc(row_count)
         self._batch_rows.observe(row_count)
         self._seconds.observe(seconds)
-        for wait in waits:
-            self._waits.observe(wait)
+        self._waits.observe(wait)
 
 
 def init_app(app: "Flask") -> None:

@@ -1,6 +1,6 @@
 """What surrounds every request, as WSGI classes: its id, its meter, its deadline."""
 
-import os
+import random
 import re
 import time
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ class RequestId:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer with the header `X-Request-Id`."""
         given = environ.get("HTTP_X_REQUEST_ID", "")
-        identity = given if _SANE_ID.fullmatch(given) else os.urandom(16).hex()
+        identity = given if _SANE_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Any:
             return start_response(status, [*headers, ("X-Request-Id", identity)], exc_info)

@@ -1,10 +1,9 @@
 """One loaded version of a model, and a request's way through it: preprocess, batched inference, postprocess."""
 
-import contextlib
 import importlib.util
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -54,16 +53,24 @@ class Model:
 
         Raises Overloaded, InvalidInput for what the handler cannot read, DeadlineExceeded, or MemoryError.
         """
-        with self._admitted(row_count(tensors)):
+        rows = row_count(tensors)
+        self._backlog.enter(rows)
+        try:
             return self._handler.postprocess(self._batcher(self._handler.preprocess(tensors), deadline))
+        finally:
+            self._backlog.leave(rows)
 
     def predict_each(self, requests: Sequence[Tensors], deadline: float) -> list[Tensors | InvalidInput]:
         """Return an answer, or what is wrong with it, for each of `requests`: a bad one fails alone.
 
         Those that can be read go through the network together. Raises as `predict` does, but for InvalidInput.
         """
-        with self._admitted(sum(map(row_count, requests))):
+        rows = sum(map(row_count, requests))
+        self._backlog.enter(rows)
+        try:
             return self._predict_each(requests, deadline)
+        finally:
+            self._backlog.leave(rows)
 
     def _predict_each(self, requests: Sequence[Tensors], deadline: float) -> list[Tensors | InvalidInput]:
         prepared = []
@@ -86,17 +93,9 @@ class Model:
             start = stop
         return answers
 
-    @contextlib.contextmanager
-    def _admitted(self, rows: int) -> Iterator[None]:
-        self._backlog.enter(rows)
-        try:
-            yield
-        finally:
-            self._backlog.leave(rows)
-
-    def _observe(self, rows: int, seconds: float, waits: list[float]) -> None:
+    def _observe(self, rows: int, seconds: float, wait: float) -> None:
         self._backlog.note_speed(rows, seconds)
-        self.meter.observe(rows, seconds, waits)
+        self.meter.observe(rows, seconds, wait)
 
 
 def load_model(name: str, version: str, folder: Path, settings: Settings, backlog: Backlog) -> Model:

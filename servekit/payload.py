@@ -5,12 +5,12 @@ import dataclasses
 import io
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import IO, Any, NoReturn, cast
 from urllib.parse import parse_qsl
 
 from flask import Request
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
+from werkzeug.utils import cached_property
 
 from servekit.codecs import parse_json
 from servekit.errors import InvalidInput, PayloadTooLarge, UnsupportedMediaType
@@ -57,6 +57,11 @@ class BodyInMemory(Request):
         if len(body) > limit:
             self._refuse(limit, len(body))
         return io.BytesIO(body)
+
+    @cached_property
+    def payload(self) -> "Payload":
+        """What this request carries, read on first use; raises as `read_payload` does."""
+        return read_payload(self)
 
     def _refuse(self, limit: int, length: int) -> NoReturn:
         """Raise 413; before that, take off the wire a body that is not far over the limit.

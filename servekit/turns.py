@@ -18,13 +18,18 @@ from greenlet import getcurrent, greenlet
 
 from servekit.batcher import Job, expire, run_pass, take_batch
 
+MAX_FREE = 256  # greenlets kept for later requests, some ten kilobytes each
 HOLD_SECONDS = 0.005  # a request that has held the loop for so long gives way where it can
 
 log = logging.getLogger(__name__)
 
 
 class Request(greenlet):
-    """A request that runs: a greenlet, and how many of its jobs are still to be done."""
+    """A request that runs: a greenlet, and how many of its jobs are still to be done.
+
+    When a request has ended its greenlet takes the next one: a new one would cost the system's memory manager more than
+    all that it does.
+    """
 
     pending = 0
 
@@ -37,14 +42,29 @@ class Turns:
         self._loop = getcurrent()
         self._waiting: list[Job] = []  # for the next pass of this turn
         self._gave_way: deque[Request] = deque()
+        self._free: list[Request] = []  # greenlets whose requests have ended
         self._thread = LongPasses(wake)
         self._resumed = 0.0
 
     def start(self, function: Callable[..., None], *arguments: Any) -> None:
         """Run `function` as a request, until it waits for the first time."""
-        request = Request(_guarded, self._loop)
+        request = self._free.pop() if self._free else Request(self._serve, self._loop)
         self._resumed = time.monotonic()
-        request.switch(function, *arguments)
+        request.switch(function, arguments)
+
+    def _serve(self, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        """Run one request after the other; each comes with the switch to this greenlet."""
+        me = getcurrent()
+        while True:
+            try:
+                function(*arguments)
+            except Exception:  # it must not end the loop; what can be answered was answered within `function`
+                log.exception("A request ended unexpectedly")
+            function, arguments = _nothing, ()  # keep nothing of it alive
+            if len(self._free) >= MAX_FREE:
+                return
+            self._free.append(me)
+            function, arguments = self._loop.switch()
 
     def park(self) -> None:
         """Wait, in a request, until the loop calls `resume` with it."""
@@ -185,8 +205,5 @@ class LongPasses:
             self.began = math.inf
 
 
-def _guarded(function: Callable[..., None], *arguments: Any) -> None:
-    try:
-        function(*arguments)
-    except Exception:  # a request must not end the loop; what can be answered was answered within `function`
-        log.exception("A request ended unexpectedly")
+def _nothing() -> None:
+    pass
