@@ -8,12 +8,15 @@ import pytest
 import torch
 
 from models.mnist import MnistCNN
+from servekit.engines import Engine
 from servekit.engines.echo import EchoEngine
+from servekit.engines.onnx import OnnxEngine
 from servekit.engines.torch import TorchEngine
 from servekit.errors import ModelLoadError
-from servekit.spec import TensorSpec, read_spec, sha256
+from servekit.spec import ONNX, TensorSpec, read_spec, sha256
 from tests import networks
 from tests.versions import PREDICTION, edit, write_regressor
+from train.export import ExportError, export_onnx, largest_difference
 from train.store import write_version
 
 IMAGE = TensorSpec("image", "float32", (-1, 1, 28, 28))
@@ -30,12 +33,14 @@ def network() -> MnistCNN:
 def folder(network: MnistCNN, tmp_path_factory: pytest.TempPathFactory) -> Path:
     handler = "servekit.handlers.image:ImageHandler"
     store = tmp_path_factory.mktemp("store")
-    return write_version(store, "mnist", network, {}, handler=handler, inputs=(IMAGE,), outputs=(LOGITS,))
+    onnx = {ONNX: export_onnx(network, (IMAGE,), (LOGITS,))}
+    return write_version(store, "mnist", network, onnx, handler=handler, inputs=(IMAGE,), outputs=(LOGITS,))
 
 
+@pytest.mark.parametrize("make", [TorchEngine, OnnxEngine])
 @pytest.mark.parametrize("rows", [1, 2, 7, 32])
-def test_an_engine_answers_as_the_network_does(network: MnistCNN, folder: Path, rows: int) -> None:
-    engine = TorchEngine(folder, read_spec(folder))
+def test_an_engine_answers_as_the_network_does(make: type[Engine], network: MnistCNN, folder: Path, rows: int) -> None:
+    engine = make(folder, read_spec(folder))
     images = np.random.default_rng(rows).random((rows, 1, 28, 28), dtype=np.float32)
     with torch.inference_mode():
         expected = network(torch.from_numpy(images)).numpy()
@@ -122,3 +127,36 @@ def test_the_echo_engine_echoes() -> None:
 
 def copy(folder: Path, parent: Path) -> Path:
     return Path(shutil.copytree(folder, parent / "copy"))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a graph", "cut"])
+def test_a_damaged_onnx_file_is_refused(folder: Path, tmp_path: Path, content: bytes | str) -> None:
+    broken = copy(folder, tmp_path)
+    path = broken / ONNX
+    path.write_bytes(path.read_bytes()[:5000] if content == "cut" else content)
+    edit(broken, files={ONNX: sha256(path.read_bytes())})
+    with pytest.raises(ModelLoadError, match="model.onnx cannot be served"):
+        OnnxEngine(broken, read_spec(broken))
+
+
+def test_an_onnx_file_with_other_names_is_refused(folder: Path, tmp_path: Path) -> None:
+    broken = copy(folder, tmp_path)
+    edit(broken, inputs=[{"name": "picture", "dtype": "float32", "shape": [-1, 1, 28, 28]}])
+    with pytest.raises(ModelLoadError, match="model.onnx cannot be served .its inputs are called image"):
+        OnnxEngine(broken, read_spec(broken))
+    edit(broken, inputs=[{"name": "image", "dtype": "float32", "shape": [-1, 1, 28, 28]}])
+    edit(broken, outputs=[{"name": "scores", "dtype": "float32", "shape": [-1, 10]}])
+    with pytest.raises(ModelLoadError, match="model.onnx cannot be served .it has no output called scores"):
+        OnnxEngine(broken, read_spec(broken))
+
+
+def test_an_onnx_pass_on_the_wrong_shape_fails_with_what_onnx_runtime_says(folder: Path) -> None:
+    with pytest.raises(Exception, match="(?i)invalid dimensions|invalid rank|shape"):
+        OnnxEngine(folder, read_spec(folder))({"image": np.zeros((1, 1, 5, 5), np.float32)})
+
+
+def test_an_export_that_answers_otherwise_is_refused(network: MnistCNN) -> None:
+    content = export_onnx(network, (IMAGE,), (LOGITS,))
+    assert largest_difference(network, content, (IMAGE,)) < 1e-5
+    with pytest.raises(ExportError, match="answers otherwise than the network"):
+        largest_difference(MnistCNN().eval(), content, (IMAGE,))

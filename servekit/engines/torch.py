@@ -29,7 +29,7 @@ class TorchEngine:
         """Return the outputs of the network, in main memory; raise MemoryError when there was none left."""
         try:
             with torch.inference_mode():
-                arguments = [torch.from_numpy(tensors[name]).to(self.device) for name in self._inputs]
+                arguments = [_to_device(torch.from_numpy(tensors[name]), self.device) for name in self._inputs]
                 outputs = self._network(*arguments)
                 outputs = outputs if isinstance(outputs, tuple) else (outputs,)
                 arrays = [output.cpu().numpy() for output in outputs]
@@ -57,10 +57,18 @@ def _load_network(folder: Path, spec: ModelSpec, device: str) -> torch.nn.Module
         reason = textwrap.shorten(str(error), 300)
         raise ModelLoadError(f"{folder / WEIGHTS} does not fit the network {spec.network} ({reason}); {RETRAIN}.") from error
     try:
-        return network.to(device).eval().requires_grad_(False)
+        network = network.to(device).eval().requires_grad_(False)
+        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     except RuntimeError as error:
         reason = textwrap.shorten(str(error), 300)
         raise ModelLoadError(f"{folder / WEIGHTS} cannot be moved to {device} ({reason}); start fewer workers.") from error
+
+
+def _to_device(argument: torch.Tensor, device: str) -> torch.Tensor:
+    """Pictures go channels last: convolutions on a CPU take a third to a half less time so (docs/engines.md)."""
+    if argument.ndim == 4:
+        argument = argument.contiguous(memory_format=torch.channels_last)
+    return argument.to(device)
 
 
 def _read_state(folder: Path, spec: ModelSpec) -> Mapping[str, Any]:
