@@ -86,7 +86,7 @@ class Worker(base.Worker):
         self.pre_request, self.post_request = cfg.pre_request, cfg.post_request
         if self.pre_request is PreRequest.pre_request and self.log.loglevel > logging.DEBUG:
             self.pre_request = _nothing  # Gunicorn's own writes a line for debugging
-        self.logs_access = self.log.access_log_enabled
+        self.logs_access, self.keeps_alive = self.log.access_log_enabled, cfg.keepalive > 0
         use_runner(self.turns)
         super().load_wsgi()
 
@@ -146,7 +146,7 @@ class Worker(base.Worker):
         if self.clients.has_work or self.turns.has_work:
             return 0.0
         until = min(self.next_tick, self.turns.next_deadline)
-        if not self.is_accepting:
+        if self.alive and not self.is_accepting:
             until = min(until, self.accept_again_at)
         return max(0.0, until - time.monotonic())
 
@@ -242,16 +242,16 @@ class Worker(base.Worker):
             self.log.info("Autorestarting worker after current request.")
             self.alive = False
             self.wake()
-        response = Response(request, request.keep_alive and self.alive and not self.clients.is_stopping, send)
-        environ: dict[str, Any] = {}
         try:
             environ = self.gateway.environ(connection.environ, request)
-            environ[ARRIVED] = arrived
-            self.pre_request(self, request)
-            response.run(self.wsgi, environ)
         except Refused as error:
             self.clients.refuse(connection, error.status, error.message)
             return
+        environ[ARRIVED] = arrived
+        response = Response(request, request.keep_alive and self.alive and self.keeps_alive, send)
+        try:
+            self.pre_request(self, request)
+            response.run(self.wsgi, environ)
         except ClientGone:
             self.clients.drop(connection)
         except Exception:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from servekit.config import Settings
-from tests.server import Server, running
+from tests.server import WORKER_CLASSES, Server, running
 from train.data import Digits
 from train.linear import LinearSettings
 from train.linear import train as train_linear
@@ -52,11 +52,12 @@ def store(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Path:
     return paths.model_store
 
 
-@pytest.fixture(scope="session")
-def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The one server that most tests talk to: two workers, default settings."""
+@pytest.fixture(scope="session", params=WORKER_CLASSES)
+def server(request: pytest.FixtureRequest, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server that most tests talk to: two workers, default settings; once with each worker class."""
     log = tmp_path_factory.mktemp("server") / "log"
-    with running(log, SERVEKIT_MODEL_STORE=str(store), WEB_CONCURRENCY="2") as server:
+    arguments = ("--worker-class", request.param)
+    with running(log, *arguments, SERVEKIT_MODEL_STORE=str(store), WEB_CONCURRENCY="2") as server:
         yield server
 
 

@@ -17,6 +17,22 @@ class Slow(nn.Module):
         return value
 
 
+class Double(nn.Module):
+    """Answers with twice its input."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        return value * 2
+
+
+class Hanging(nn.Module):
+    """Never comes back from an input above zero."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        while value.max() > 0:
+            time.sleep(0.1)
+        return value
+
+
 class ThreadCounter(nn.Module):
     """Answers with the number of threads that torch computes with."""
 

@@ -18,6 +18,7 @@ from werkzeug.datastructures import FileStorage, MultiDict
 from werkzeug.test import encode_multipart
 
 ROOT = Path(__file__).parent.parent
+WORKER_CLASSES = ("servekit.worker.Worker", "gthread")  # ours, and what serves without its packages
 OURS = ("SERVEKIT_", "GUNICORN_", "MAKE", "MFLAGS")  # variables that must not reach a server under test
 START_SECONDS = 90.0  # on a machine that is busy with other tests
 Reply = tuple[int, dict[str, str], Any]

@@ -19,7 +19,6 @@ from tests import networks
 from tests.server import ROOT, Server, environment, launch, running, send, wait_for
 from tests.versions import edit, write_regressor
 
-WORKER = "servekit.worker.Worker"
 BOTH_LOADED = b'servekit_models_loaded{model="linear",version="1"} 2.0'
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
@@ -44,13 +43,13 @@ def serving(tmp_path: Path, store: Path, *arguments: str, workers: int = 2, **va
 
 def test_the_banner_says_what_is_served_and_how_to_try_it(server: Server) -> None:
     banner = server.text().partition("is ready\n")[2].splitlines()[:4]
+    assert re.fullmatch(r"  workers  2 \((servekit.worker.Worker|gthread)\), on cpu", banner.pop(2))
     assert banner == [
         f"  address  http://127.0.0.1:{server.port}",
         "  models   linear/1, mnist/1",
-        f"  workers  2 ({WORKER}), on cpu",
         f'  try      curl -X POST -d "value=5" http://127.0.0.1:{server.port}/predict',
     ]
-    attempt = subprocess.run(banner[3].removeprefix("  try      "), shell=True, capture_output=True, check=True)
+    attempt = subprocess.run(banner[2].removeprefix("  try      "), shell=True, capture_output=True, check=True)
     assert attempt.stdout.startswith(b'{"input":5.0,"prediction":')
     assert server.text().count("is ready\n") == 1
 

@@ -330,3 +330,9 @@ def test_over_the_number_of_connections_one_that_is_answered_is_not_closed(tmp_p
                 for client in clients:
                     assert len(client.answer().body) == 2 * 2**20
                 assert third.answer().status == 200
+
+
+def test_without_keep_alive_every_answer_says_that_it_is_the_last(tmp_path: Path) -> None:
+    with plain(tmp_path, "--keep-alive", "0") as server, server.client() as client:
+        assert client.ask(GET % b"empty").headers["connection"] == "close"
+        assert client.is_closed()
