@@ -194,14 +194,18 @@ def expire(jobs: Iterable[Job]) -> list[Job]:
 def run_pass(jobs: list[Job]) -> None:
     """Run `jobs`, which fit together, in one forward pass; if it fails, singly, so that only the culprit fails."""
     batcher, started = jobs[0].batcher, time.monotonic()
+    rows = sum(job.rows for job in jobs)
     try:
         outputs = batcher.engine(concatenate([job.tensors for job in jobs]))
+        if any(len(array) != rows for array in outputs.values()):
+            raise RuntimeError(f"the network answers {rows} rows with another number of rows")
     except Exception as error:
         if len(jobs) == 1:
             jobs[0].fail(error)
         else:
             for job in jobs:
-                run_pass([job])
+                for alive in expire([job]):
+                    run_pass([alive])
         return
     seconds = time.monotonic() - started
     start = 0
@@ -210,4 +214,4 @@ def run_pass(jobs: list[Job]) -> None:
         job.outputs = outputs if len(jobs) == 1 else slice_rows(outputs, slice(start, stop))
         job.done = True
         start = stop
-    batcher.observe(start, seconds, started - jobs[0].submitted)
+    batcher.observe(rows, seconds, started - jobs[0].submitted)

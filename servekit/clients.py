@@ -1,6 +1,7 @@
 """The clients of one event loop: who may send, who must hurry, whose request is next, and whose answer is under way."""
 
 import contextlib
+import logging
 import selectors
 import socket
 import time
@@ -16,6 +17,8 @@ from servekit.gateway import refusal
 from servekit.http1 import Limits, Request, RequestParser
 
 PROGRESS_BYTES = 2**16  # a client that takes so much of its answer has its time for the next as much
+log = logging.getLogger(__name__)
+
 RECEIVE_BYTES = 2**16  # of one client in one turn
 STOP_SECONDS = 2.0  # a stopping worker waits so long for requests that are under way on idle connections
 
@@ -69,8 +72,17 @@ class Clients:
         # Not keep-alive's time: nothing has been answered yet.
         connection.phase, connection.since = Phase.IDLE, time.monotonic()
         connection.deadline = connection.since + (STOP_SECONDS if self.is_stopping else self._seconds[Phase.HEAD])
-        self._watch(connection)
-        self.on_readable(connection)  # a client that connects mostly has sent, too
+        self.attend(connection, self._watch)
+        if not connection.is_gone:
+            self.attend(connection, self.on_readable)  # a client that connects mostly has sent, too
+
+    def attend(self, connection: Connection, step: Callable[[Connection], None]) -> None:
+        """Take a step on a connection; what goes wrong with it (there is no memory, say) is that connection's loss."""
+        try:
+            step(connection)
+        except Exception:
+            log.exception("A connection was dropped")
+            self.drop(connection)
 
     def on_readable(self, connection: Connection) -> None:
         """Read what has arrived and go on with it."""
@@ -108,9 +120,12 @@ class Clients:
             self._resume(writer)
         elif connection.phase is Phase.WRITING:
             self._answered(connection)
+        else:
+            self._watch(connection)
 
     def send(self, connection: Connection, data: bytes, is_last: bool) -> None:
         """Send a piece of an answer; called in a request, which waits here if its client is slow and more will come."""
+        connection.has_begun = True
         connection.write(data)
         if connection.out and not is_last:
             connection.writer = getcurrent()
@@ -123,7 +138,7 @@ class Clients:
         """Go on after the application has answered a request; without `keep_alive` it was the last one."""
         if connection.is_gone:
             return
-        connection.will_close = not keep_alive
+        connection.will_close, connection.has_begun = not keep_alive, False
         if connection.out:
             self._enter(connection, Phase.WRITING)
         else:
@@ -155,7 +170,7 @@ class Clients:
         for _ in range(len(self._ready)):
             connection = self._ready.popleft()
             if connection.phase is Phase.IDLE and not connection.is_gone:
-                self._advance(connection)
+                self.attend(connection, self._advance)
 
     def expire(self, now: float) -> None:
         """Close the connections that have been too slow."""
@@ -170,9 +185,15 @@ class Clients:
     def close_oldest_idle(self) -> bool:
         """Close the connection that has been idle for longest; return False if none is."""
         idle = [each for each in self._open if each.phase is Phase.IDLE or each.phase is Phase.CLOSING]
-        if idle:
-            self.drop(min(idle, key=lambda each: each.since))
-        return bool(idle)
+        for connection in sorted(idle, key=lambda each: each.since):
+            if connection.phase is Phase.CLOSING or connection.parser.is_clean and not connection.has_unread():
+                self.drop(connection)
+                return True
+        return False
+
+    def has_idle(self) -> bool:
+        """Return True if a connection could make room for a new one."""
+        return any(each.phase is Phase.IDLE or each.phase is Phase.CLOSING for each in self._open)
 
     def stop(self) -> None:
         """From now on each answer is its connection's last, and idle connections have little time left."""
@@ -185,7 +206,11 @@ class Clients:
 
     def waiting(self) -> list[Connection]:
         """Return the connections that wait for an answer: of the application, or because nobody has read them yet."""
-        return [each for each in self._open if each.phase is Phase.BUSY or (each.phase is Phase.IDLE and each.has_unread())]
+        return [
+            each
+            for each in list(self._open)
+            if each.phase is Phase.BUSY and not each.has_begun or each.phase is Phase.IDLE and each.has_unread()
+        ]
 
     def _advance(self, connection: Connection) -> None:
         """Do what is next on a connection that is not being closed."""
@@ -233,7 +258,7 @@ class Clients:
 
     def _enter(self, connection: Connection, phase: Phase) -> None:
         if connection.phase is not phase:
-            connection.phase, connection.since = phase, time.monotonic()
+            connection.phase, connection.since, connection.taken = phase, time.monotonic(), 0
             connection.deadline = connection.since + self._seconds[phase]
         self._watch(connection)
 

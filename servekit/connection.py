@@ -38,6 +38,7 @@ class Connection:
         "deadline",
         "discarded",
         "environ",
+        "has_begun",
         "has_ended",
         "is_gone",
         "out",
@@ -61,6 +62,7 @@ class Connection:
         self.out = memoryview(b"")  # of an answer, what the client has not taken
         self.writer: greenlet | None = None  # the request that waits until `out` is empty
         self.watched = 0  # the events that the selector reports
+        self.has_begun = False  # the answer to the request that runs
         self.has_ended = False  # the client sends nothing more
         self.is_gone = False  # closed
         self.will_close = False  # once `out` is empty

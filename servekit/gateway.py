@@ -99,6 +99,8 @@ class Gateway:
         if text in ("CONTENT-TYPE", "CONTENT-LENGTH"):
             key = key.removeprefix("HTTP_")
         elif "_" in text and self._cfg.header_map != "dangerous":
+            if self._cfg.header_map == "refuse":
+                raise Refused(HTTPStatus.BAD_REQUEST, "A header's name has an underscore.")
             key = ""
         if len(self._keys) < 1000:  # clients may invent names without end
             self._keys[name] = key
@@ -131,6 +133,7 @@ class Response:
         "_buffer",
         "_buffered",
         "_chunked",
+        "_has_flushed",
         "_head_sent",
         "_length",
         "_request",
@@ -151,14 +154,15 @@ class Response:
         self.sent = 0  # bytes of the body
         self._length: int | None = None
         self._chunked = False
-        self._head_sent = False
+        self._head_sent = False  # into the buffer
+        self._has_flushed = False
         self._buffer: list[bytes] = []
         self._buffered = 0
 
     @property
     def has_begun(self) -> bool:
         """Something of the answer is on its way; it cannot be another one any more."""
-        return self._head_sent
+        return self._has_flushed
 
     def run(self, app: WSGIApplication, environ: dict[str, Any]) -> None:
         """Call the application and hand its answer on; raise what it raises."""
@@ -209,6 +213,8 @@ class Response:
             return
         if self._length is not None:
             piece = piece[: self._length - self.sent]
+        if not piece:
+            return  # as a chunk it would be the end
         self.sent += len(piece)
         if self._chunked:
             piece = b"%x\r\n%b\r\n" % (len(piece), piece)
@@ -255,18 +261,18 @@ class Response:
         if self._buffer:
             data = b"".join(self._buffer)
             self._buffer, self._buffered = [], 0
+            self._has_flushed = True
             self._send(data, is_last)
 
 
-def refusal(status: HTTPStatus, message: str, retry_after: int | None = None) -> bytes:
+def refusal(status: HTTPStatus, message: str, method: str = "GET") -> bytes:
     """Return a whole answer in the form of servekit's errors, after which the connection is closed."""
     body = json.dumps({"error": message}).encode()
-    retry = f"Retry-After: {retry_after}\r\n" if retry_after is not None else ""
     head = (
         f"HTTP/1.1 {status.value} {status.phrase}\r\nServer: {SERVER}\r\nDate: {http_date()}\r\nConnection: close\r\n"
-        f"Content-Type: application/json\r\n{retry}Content-Length: {len(body)}\r\n\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    return head.encode("latin-1") + body
+    return head.encode("latin-1") + (b"" if method == "HEAD" else body)
 
 
 _date = (0, "")

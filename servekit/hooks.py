@@ -58,8 +58,6 @@ class Logger(glogging.Logger):
         self._plain_handler = None  # the only one for access lines, if it writes our text to a stream
         if len(handlers) == 1 and isinstance(handlers[0], logging.StreamHandler) and log_format == "text":
             self._plain_handler = handlers[0] if isinstance(handlers[0].formatter, TextFormatter) else None
-        # What no line shows is not looked up for each line.
-        logging.logThreads = logging.logMultiprocessing = False
         log.handlers = list(self.error_log.handlers)
         log.setLevel(self.loglevel)
         log.propagate = False
@@ -69,7 +67,9 @@ class Logger(glogging.Logger):
 
         Gunicorn looks up some fifty things for it, and who called the logger; here only what the format names is.
         """
-        if not self.access_log_enabled or not is_worth_a_line(environ.get("PATH_INFO", ""), str(resp.status)):
+        if not self.access_log_enabled or not self.access_log.isEnabledFor(logging.INFO):
+            return
+        if not is_worth_a_line(environ.get("PATH_INFO", ""), str(resp.status)):
             return
         atoms = Atoms(self, resp, req, environ, request_time)
         try:
@@ -113,7 +113,7 @@ class Atoms(dict[str, Any]):
             line = f"{environ['REQUEST_METHOD']} {environ['RAW_URI']} {environ['SERVER_PROTOCOL']}"
             return line.replace('"', '\\"')
         if name == "U":
-            return environ["PATH_INFO"].replace('"', '\\"')
+            return environ.get("PATH_INFO", "-").replace('"', '\\"')
         if name == "{x-request-id}o":
             return next((value for header, value in resp.headers if header == "X-Request-Id"), "-")
         # Gunicorn's own class answers "-" for what is not there, and escapes quotes.

@@ -12,6 +12,7 @@ from http import HTTPStatus
 import httptools
 
 MAX_HEAD_BYTES = 2**16  # of a whole head, unless Gunicorn's limits allow one line more
+MAX_LENGTH_DIGITS = 20  # of a Content-Length; with zeros in front it could have thousands
 MAX_FRAMING_BYTES = 2**18  # of chunk sizes, extensions and trailers: a body in crumbs costs more than its bytes
 
 # Visible ASCII (RFC 3986), without the fragment that a client never sends.
@@ -100,6 +101,10 @@ class RequestParser:
         self._limits = limits
         self._request: Request | None = None  # the one that is arriving
         self._in_body = False
+        self._body: list[bytes] = []
+        self._fed = 0  # bytes since the part of the request that is arriving began
+        self._target_bytes = self._head_bytes = self._body_bytes = 0
+        self._was_kept_alive, self._was_cut = True, False  # the last request that is complete
         self._parser = httptools.HttpRequestParser(self)
 
     @property
@@ -177,28 +182,20 @@ class RequestParser:
 
     # What follows is called by httptools while it reads.
 
-    _fed = 0  # bytes since the part of the request that is arriving began
-    _head_bytes = 0
-    _body_bytes = 0
-
     def on_message_begin(self) -> None:
         """Begin a request."""
         self._request = Request()
-        self._body: list[bytes] = []
-        self._body_bytes = 0
-        self._head_bytes = 0
+        self._body = []
+        self._target_bytes = self._head_bytes = self._body_bytes = 0
 
     def on_url(self, target: bytes) -> None:
         """Take a piece of the request target."""
         assert self._request is not None
         self._request.target += target
-        self._head_bytes += len(target)
-        # The method and " HTTP/1.1" belong to the line, too.
-        if 0 < self._limits.line < self._head_bytes + 14 and self._line_bytes() > self._limits.line:
+        self._target_bytes += len(target)
+        line = len(self._parser.get_method()) + self._target_bytes + len("  HTTP/1.1\r\n")
+        if 0 < self._limits.line < line:
             raise Refused(HTTPStatus.REQUEST_URI_TOO_LONG, "The request line is too long.")
-
-    def _line_bytes(self) -> int:
-        return len(self._parser.get_method()) + self._head_bytes + len("  HTTP/1.1\r\n")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header field; one behind the body (a trailer) is dropped, since nobody may rely on it."""
@@ -207,10 +204,11 @@ class RequestParser:
         request, limits = self._request, self._limits
         assert request is not None
         size = len(name) + len(value) + 4  # with ": " and the line's end
+        value = value.strip(b" \t")
         self._head_bytes += size
-        if 0 < limits.field_size < size or self._head_bytes > limits.head:
+        if 0 < limits.field_size < size or self._target_bytes + self._head_bytes > limits.head:
             raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "A header field is too large.")
-        request.fields.append((name, value.strip(b" \t")))
+        request.fields.append((name, value))
         if len(request.fields) > limits.fields > 0:
             raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "There are too many header fields.")
         kind = name.lower()
@@ -223,6 +221,8 @@ class RequestParser:
                 raise Refused(HTTPStatus.BAD_REQUEST, "There is more than one Host.")
             request.host = value
         elif kind == b"content-length":
+            if len(value) > MAX_LENGTH_DIGITS:
+                raise Refused(HTTPStatus.BAD_REQUEST, "The Content-Length is not valid.")
             request.length = int(value)  # httptools has refused all but digits, and a second one
         elif kind == b"transfer-encoding":
             if value.lower() != b"chunked":
@@ -243,7 +243,9 @@ class RequestParser:
         request.keep_alive = parser.should_keep_alive()
         if request.version not in ("1.1", "1.0"):
             raise Refused(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "HTTP/1.1 and HTTP/1.0 are spoken here.")
-        if not _TARGET.fullmatch(request.target) or (request.target == b"*") > (request.method == "OPTIONS"):
+        if request.method == "CONNECT":  # its connection would become a tunnel, and httptools treats it as one
+            raise Refused(HTTPStatus.NOT_IMPLEMENTED, "There is no tunnel here.")
+        if not _TARGET.fullmatch(request.target) or (request.target == b"*" and request.method != "OPTIONS"):
             raise Refused(HTTPStatus.BAD_REQUEST, "The request target is not valid.")
         if request.host is None:
             if request.version == "1.1":
@@ -273,7 +275,7 @@ class RequestParser:
         if not self._in_body:
             return  # see _without_upgrade
         self._complete(is_cut=False)
-        if not self._request_kept_alive:
+        if not self._was_kept_alive:
             raise _Stop
 
     def _complete(self, is_cut: bool) -> None:
@@ -282,12 +284,9 @@ class RequestParser:
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         request.body = body[: self._limits.body + 1] if is_cut else body
         request.is_cut = self._was_cut = is_cut
-        request.keep_alive = self._request_kept_alive = request.keep_alive and not is_cut
+        request.keep_alive = self._was_kept_alive = request.keep_alive and not is_cut
         self.requests.append(request)
         self._request = None
         self._body = []
         self._in_body = False
         self._fed = 0
-
-    _request_kept_alive = True
-    _was_cut = False

@@ -58,7 +58,7 @@ class FastJSON(PythonJSON):
 
     def response(self, *args: Any, **kwargs: Any) -> Response:
         """Return a response that holds its arguments as JSON."""
-        body = self._dumps(self._prepare_response_obj(args, kwargs), option=self._options)
+        body = self._dumps(self._prepare_response_obj(args, kwargs), default=self.default, option=self._options)
         return PlainResponse(body, content_type=self.mimetype)
 
 
@@ -85,12 +85,13 @@ class LeanFlask(Flask):
 
     def create_url_adapter(self, request: "Request | None") -> MapAdapter | None:
         """Return what matches the route of `request`: no route here depends on the host."""
-        if request is None or self.url_map.host_matching or self.subdomain_matching:
+        looks_at_hosts = self.url_map.host_matching or self.subdomain_matching or self.config["TRUSTED_HOSTS"]
+        if request is None or looks_at_hosts:
             return super().create_url_adapter(request)
         environ = request.environ
         host = environ.get("HTTP_HOST") or environ["SERVER_NAME"]
         path = environ["PATH_INFO"].encode("latin-1").decode(errors="replace")
-        scheme, method, query = environ["wsgi.url_scheme"], environ["REQUEST_METHOD"], environ["QUERY_STRING"]
+        scheme, method, query = environ["wsgi.url_scheme"], environ["REQUEST_METHOD"], environ.get("QUERY_STRING", "")
         return MapAdapter(self.url_map, host, environ["SCRIPT_NAME"], "", scheme, path, method, query)
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from flask import Flask
 
 if MULTIPROCESS_DIR in os.environ:
-    # The client asks the system for the process at every count; here each process imports this module for itself.
-    _process = os.getpid()
-    values.ValueClass = values.MultiProcessValue(lambda: _process)  # type: ignore[no-untyped-call]
+    # The client asks the system for the process at every count; here a process that was forked notes it once.
+    _process = [os.getpid()]
+    os.register_at_fork(after_in_child=lambda: _process.__setitem__(0, os.getpid()))
+    values.ValueClass = values.MultiProcessValue(lambda: _process[0])  # type: ignore[no-untyped-call]
 
 UNMATCHED = "unmatched"  # the route label of a request that no route takes
 OTHER = "other"  # the method label of a method that HTTP does not define

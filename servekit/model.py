@@ -56,6 +56,7 @@ class Model:
         rows = row_count(tensors)
         self._backlog.enter(rows)
         try:
+            remaining(deadline)  # what is late already is not worth reading
             return self._handler.postprocess(self._batcher(self._handler.preprocess(tensors), deadline))
         finally:
             self._backlog.leave(rows)

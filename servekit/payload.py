@@ -23,7 +23,7 @@ MAX_FORM_BYTES = 2**20  # of a form of text: a percent sign costs its parser a h
 MAX_PARTS = 1000  # files of one batch, or fields of a form
 
 _DAMAGED = "The form is damaged; it needs a boundary, all its parts, and names in UTF-8."
-_BOUNDARY = re.compile(r"multipart/form-data; ?boundary=([A-Za-z0-9'()+_./:-]{1,70})")
+_BOUNDARY = re.compile(r"multipart/form-data; ?boundary=([A-Za-z0-9'+_.-]{1,70})")
 # Names without quotes, backslashes and percent signs, which stand for others in some clients' spelling.
 _UPLOAD = re.compile(
     rb'Content-Disposition: form-data; name="([A-Za-z0-9_.\[\]-]+)"; filename="([A-Za-z0-9 _.()+,@-]+)"'

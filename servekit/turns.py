@@ -24,7 +24,7 @@ HOLD_SECONDS = 0.005  # a request that has held the loop for so long gives way w
 log = logging.getLogger(__name__)
 
 
-class Request(greenlet):
+class RequestGreenlet(greenlet):
     """A request that runs: a greenlet, and how many of its jobs are still to be done.
 
     When a request has ended its greenlet takes the next one: a new one would cost the system's memory manager more than
@@ -41,14 +41,14 @@ class Turns:
         """`wake` makes the loop call `turn` soon; it is called from the thread of the long passes."""
         self._loop = getcurrent()
         self._waiting: list[Job] = []  # for the next pass of this turn
-        self._gave_way: deque[Request] = deque()
-        self._free: list[Request] = []  # greenlets whose requests have ended
+        self._gave_way: deque[RequestGreenlet] = deque()
+        self._free: list[RequestGreenlet] = []  # greenlets whose requests have ended
         self._thread = LongPasses(wake)
         self._resumed = 0.0
 
     def start(self, function: Callable[..., None], *arguments: Any) -> None:
         """Run `function` as a request, until it waits for the first time."""
-        request = self._free.pop() if self._free else Request(self._serve, self._loop)
+        request = self._free.pop() if self._free else RequestGreenlet(self._serve, self._loop)
         self._resumed = time.monotonic()
         request.switch(function, arguments)
 
@@ -78,7 +78,7 @@ class Turns:
     def run(self, jobs: Sequence[Job]) -> None:
         """Wait, in a request, until `jobs` are done; outside of requests run them at once."""
         request = getcurrent()
-        if not isinstance(request, Request):
+        if not isinstance(request, RequestGreenlet):
             for job in jobs:
                 run_pass([job])
             return
@@ -94,7 +94,7 @@ class Turns:
     def give_way(self) -> None:
         """Let the loop serve others before this request goes on, if it has held the loop for long."""
         request = getcurrent()
-        if isinstance(request, Request) and time.monotonic() - self._resumed > HOLD_SECONDS:
+        if isinstance(request, RequestGreenlet) and time.monotonic() - self._resumed > HOLD_SECONDS:
             self._gave_way.append(request)
             self._loop.switch()
 
@@ -125,7 +125,7 @@ class Turns:
                 batch = take_batch(self._waiting)
                 run_pass(batch)
                 self._settle(batch)
-        for _ in range(len(self._gave_way)):
+        if self._gave_way:  # one: each has long work to do
             self.resume(self._gave_way.popleft())
 
     def _settle(self, jobs: Sequence[Job]) -> None:
@@ -200,7 +200,8 @@ class LongPasses:
             run_pass(self._running)
         except BaseException as error:  # noqa: B036 - raised again in the requests, where it does what it would do in the loop
             for job in self._running:
-                job.fail(error)
+                if not job.done:
+                    job.fail(error)
         finally:
             self.began = math.inf
 

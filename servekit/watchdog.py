@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
-CHECKS = 10  # of the clock within the time that a turn may take
+CHECKS = 20  # of the clock within the time that a turn may take
 
 
 class Watchdog:

@@ -7,13 +7,13 @@ The master process imports this module, so what starts threads or looks at the e
 """
 
 import contextlib
-import errno
 import gc
 import logging
 import os
 import selectors
 import socket
 import sys
+import threading
 import time
 import traceback
 from datetime import timedelta
@@ -33,11 +33,15 @@ from servekit.watchdog import Watchdog
 
 TICK_SECONDS = 0.5  # between two looks at the clock, for deadlines and for the heartbeat
 CLOSING_SECONDS = 2.0  # for a client to read the last answer
+TURN_SECONDS = 0.25  # after which a turn takes up no more requests: the heartbeat and the passes are due
 DEAF_SECONDS = 0.05  # after a turn this long, requests had arrived some time before they were read
 ACCEPT_AT_ONCE = 64  # connections in one turn, so that those that are open are served, too
 YIELD_SECONDS = 0.002  # a worker leaves a new connection to those that hold fewer for so long, then takes it
+LEFT_OVER_SECONDS = 0.001  # what is found so soon after that has been there meanwhile
 GARBAGE_OBJECTS = 10_000  # between two collections; a turn makes thousands of objects that reference counting frees
 STUCK_SHARE = 0.9  # of Gunicorn's timeout: the watchdog answers before Gunicorn kills
+
+LAST_WORDS_SECONDS = 1.0
 
 STUCK = "The server did not come to an answer; try again later."
 FAILED = "The server failed; its log says why."
@@ -101,8 +105,11 @@ class Worker(base.Worker):
         self.accept_again_at = 0.0
         if self.board:
             self.board.join(self.age)
-        self.next_tick = self.turn_began = self.turn_before = time.monotonic()
-        self.stuck_seconds = STUCK_SHARE * self.timeout if self.timeout else float("inf")
+        self.was_deaf = False  # the last turn was long
+        self.left_over: list[tuple[selectors.SelectorKey, int]] = []  # events of the last turn that it had no time for
+        self.next_tick = self.turn_began = time.monotonic()
+        patience = max(self.timeout - 2 * TICK_SECONDS, self.timeout / 2)
+        self.stuck_seconds = STUCK_SHARE * patience if self.timeout else float("inf")
         self.watchdog = Watchdog(self.stuck_seconds, self.give_up)
         self.selector.register(self.PIPE[0], selectors.EVENT_READ, None)
         self._accept_again()
@@ -122,24 +129,36 @@ class Worker(base.Worker):
 
     def _turn(self) -> None:
         self.watchdog.turn_began = None
-        events = self.selector.select(self._patience())
-        self.turn_before, self.turn_began = self.turn_began, time.monotonic()
-        self.watchdog.turn_began = self.turn_began
-        for key, mask in events:
-            client = key.data
-            if type(client) is not Connection:
-                self._accept(client) if client else os.read(self.PIPE[0], 4096)
-                continue
-            if mask & selectors.EVENT_WRITE:
-                self.clients.on_writable(client)
-            if mask & selectors.EVENT_READ and not client.is_gone:
-                self.clients.on_readable(client)
-        self.clients.advance_ready()
-        self.turns.turn()
+        before = time.monotonic()
+        self.was_deaf = before - self.turn_began > DEAF_SECONDS
+        events = self.left_over + self.selector.select(0.0 if self.left_over else self._patience())
+        self.watchdog.turn_began = self.turn_began = time.monotonic()
         if self.turn_began >= self.next_tick:
             self._tick(self.turn_began)
+        self.left_over = self._attend(events)
+        self.clients.advance_ready()
+        self.turns.turn()
         if self.alive and not self.is_accepting and self.turn_began >= self.accept_again_at:
             self._accept_again()
+
+    def _attend(self, events: list[tuple[selectors.SelectorKey, int]]) -> list[tuple[selectors.SelectorKey, int]]:
+        """Go on with the connections where something has happened; return those that the turn had no time for."""
+        for number, (key, mask) in enumerate(events):
+            client = key.data
+            if type(client) is not Connection:
+                self._be_woken() if client is None else self._accept(client)
+                continue
+            if mask & selectors.EVENT_WRITE and not client.is_gone:
+                self.clients.attend(client, self.clients.on_writable)
+            if mask & selectors.EVENT_READ and not client.is_gone:
+                self.clients.attend(client, self.clients.on_readable)
+            if time.monotonic() - self.turn_began > TURN_SECONDS:
+                return events[number + 1 :]
+        return []
+
+    def _be_woken(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.PIPE[0], 4096)
 
     def _patience(self) -> float:
         """Return for how many seconds the loop may block."""
@@ -168,7 +187,7 @@ class Worker(base.Worker):
         for listener in self.sockets:
             listener.setblocking(False)
             self.selector.register(listener, selectors.EVENT_READ, listener)
-        self.is_accepting = True
+        self.is_accepting, self.accepting_since = True, time.monotonic()
 
     def _accept_no_more(self, seconds: float) -> None:
         """Leave new connections where they are for some time; others may take them."""
@@ -180,13 +199,17 @@ class Worker(base.Worker):
 
     def _accept(self, listener: Any) -> None:
         """Take new connections as long as no other worker holds fewer, and one that nobody else took."""
-        is_left_over = self.accept_again_at > 0
-        self.accept_again_at = 0.0
+        if not self.is_accepting:
+            return
+        is_left_over = self.turn_began - self.accepting_since < LEFT_OVER_SECONDS
         for _ in range(ACCEPT_AT_ONCE):
             if self.board and not is_left_over and not self.board.is_least(len(self.clients), self.turn_began):
                 self._accept_no_more(YIELD_SECONDS)
                 return
             is_left_over = False
+            if len(self.clients) >= self.cfg.worker_connections and not self.clients.has_idle():
+                self._accept_no_more(TICK_SECONDS)
+                return
             if not self._accept_one(listener):
                 return
 
@@ -196,20 +219,17 @@ class Worker(base.Worker):
             sock, peer = listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return False
-        except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                raise
+        except OSError as error:  # no descriptors or no memory are left
             self.log.warning("No connection can be accepted for now: %s", error.strerror)
             self._accept_no_more(TICK_SECONDS)
             return False
         sock.setblocking(False)
-        has_room = len(self.clients) < self.cfg.worker_connections or self.clients.close_oldest_idle()
+        if len(self.clients) >= self.cfg.worker_connections:
+            self.clients.close_oldest_idle()
         self.clients.add(sock, self.gateway.environ_of(peer, listener.getsockname()))
         if self.board and self.alive:
             self.board.note(len(self.clients), self.turn_began)
-        if not has_room:
-            self._accept_no_more(TICK_SECONDS)  # this one is above the limit, the others wait outside
-        return has_room
+        return True
 
     def _stop(self) -> None:
         """Take what waits in the accept queue, which this worker may be the last to see, and nothing after it."""
@@ -229,11 +249,18 @@ class Worker(base.Worker):
     def start(self, connection: Connection, request: Request) -> None:
         """Run `request` until it is answered or waits."""
         arrived = self.turn_began
-        if self.turn_began - self.turn_before > DEAF_SECONDS:
+        if self.was_deaf:
             arrived = connection.arrived()
         self.turns.start(self._serve, connection, request, arrived)
 
     def _serve(self, connection: Connection, request: Request, arrived: float) -> None:
+        try:
+            self._answer(connection, request, arrived)
+        except BaseException:  # a connection without a request that answers it would stay for ever
+            self.clients.drop(connection)
+            raise
+
+    def _answer(self, connection: Connection, request: Request, arrived: float) -> None:
         def send(data: bytes, is_last: bool) -> None:
             self.clients.send(connection, data, is_last)
 
@@ -268,8 +295,7 @@ class Worker(base.Worker):
             return
         response.status = f"{HTTPStatus.INTERNAL_SERVER_ERROR.value} {HTTPStatus.INTERNAL_SERVER_ERROR.phrase}"
         with contextlib.suppress(ClientGone):
-            answer = refusal(HTTPStatus.INTERNAL_SERVER_ERROR, FAILED)
-            connection.write(answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if request.method == "HEAD" else answer)
+            connection.write(refusal(HTTPStatus.INTERNAL_SERVER_ERROR, FAILED, request.method))
 
     def _log(self, request: Request, environ: dict[str, Any], response: Response, arrived: float) -> None:
         if self.logs_access:
@@ -286,18 +312,25 @@ class Worker(base.Worker):
 
         Called in the watchdog's thread while the loop hangs, or in the loop while a pass beside it does.
         """
-        stacks = [
-            "".join(traceback.format_stack(frame))
-            for thread, frame in sys._current_frames().items()
-            if thread != self.watchdog.thread_id
-        ]
-        self.log.critical("Nothing has come back for %.1f s; this worker ends. It was here:\n%s", seconds, "\n".join(stacks))
-        answer = refusal(HTTPStatus.GATEWAY_TIMEOUT, STUCK)
-        for connection in self.clients.waiting():
-            with contextlib.suppress(OSError):
-                connection.sock.send(answer)
-                connection.sock.shutdown(socket.SHUT_RDWR)
-        os._exit(1)
+        try:
+            answer = refusal(HTTPStatus.GATEWAY_TIMEOUT, STUCK)
+            for connection in self.clients.waiting():
+                with contextlib.suppress(OSError):
+                    connection.sock.send(answer)
+                    connection.sock.shutdown(socket.SHUT_RDWR)
+            stacks = [
+                "".join(traceback.format_stack(frame))
+                for thread, frame in sys._current_frames().items()
+                if thread != self.watchdog.thread_id
+            ]
+            where = "\n".join(stacks)
+            words = ("Nothing has come back for %.1f s; this worker ends. It was here:\n%s", seconds, where)
+            # What hangs may hold the lock of the log.
+            writer = threading.Thread(target=self.log.critical, args=words, daemon=True)
+            writer.start()
+            writer.join(LAST_WORDS_SECONDS)
+        finally:
+            os._exit(1)
 
 
 def _nothing(worker: Worker, request: Request) -> None:

@@ -112,14 +112,19 @@ def test_the_number_of_workers_follows_the_cores_and_gunicorns_own_switches(tmp_
 
 
 def test_a_killed_worker_is_replaced_and_taken_out_of_the_metrics(tmp_path: Path, linear_store: Path) -> None:
-    with serving(tmp_path, linear_store) as server:
+    metrics = tmp_path / "metrics"
+    with serving(tmp_path, linear_store, PROMETHEUS_MULTIPROC_DIR=str(metrics)) as server:
         before = server.workers()
         os.kill(before[0], signal.SIGKILL)
         wait_for(lambda: "A new worker is ready: linear/1" in server.text())
         after = server.workers()
         assert len(after) == 2 and before[0] not in after and before[1] in after
+        os.kill(before[1], signal.SIGKILL)
+        assert wait_for(lambda: server.text().count("A new worker is ready: linear/1") == 2)
+        assert wait_for(lambda: len(server.workers()) == 2)
         assert server.post_form("/predict", "value=5")[0] == 200
         assert wait_for(lambda: BOTH_LOADED in server.get("/metrics")[2])
+        assert {int(file.stem.rpartition("_")[2]) for file in metrics.glob("gauge_*.db")} == set(server.workers())
 
 
 class Load:

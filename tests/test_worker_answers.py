@@ -173,3 +173,7 @@ def test_large_answers_to_many_readers_arrive_whole(http: PlainServer) -> None:
     finally:
         for client in clients:
             client.socket.close()
+
+
+def test_nothing_that_is_written_ends_no_answer(client: Client) -> None:
+    assert client.ask(get("/write-nothing")).body == PIECES[0] + PIECES[1]

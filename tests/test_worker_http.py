@@ -264,3 +264,8 @@ def test_many_connections_at_once_are_all_answered(http: PlainServer) -> None:
     finally:
         for client in clients:
             client.socket.close()
+
+
+def test_white_space_around_a_value_is_not_part_of_it(http: PlainServer) -> None:
+    head = b"POST /echo HTTP/1.1\r\nHost:  x \r\nTransfer-Encoding: chunked \r\nConnection: close \r\n\r\n"
+    assert http.ask(head + b"2\r\nab\r\n0\r\n\r\n").body == b"ab"

@@ -69,6 +69,12 @@ def write(environ: Environ, start_response: StartResponse) -> list[bytes]:
     return PIECES[2:]
 
 
+def write_nothing(environ: Environ, start_response: StartResponse) -> list[bytes]:
+    """Call write() with no bytes before the pieces; as a chunk that would be the end."""
+    start_response("200 OK", [TEXT])(b"")
+    return [PIECES[0], b"", PIECES[1]]
+
+
 def empty(environ: Environ, start_response: StartResponse) -> list[bytes]:
     """Answer 204, wrongly with a body."""
     start_response("204 No Content", [])
@@ -210,6 +216,7 @@ ROUTES: dict[str, Callable[[Environ, StartResponse], Iterable[bytes]]] = {
     "/stream-length": stream_length,
     "/file": file,
     "/write": write,
+    "/write-nothing": write_nothing,
     "/empty": empty,
     "/not-modified": not_modified,
     "/too-long": too_long,
