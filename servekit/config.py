@@ -29,7 +29,7 @@ class Settings:
     model_store: Path = Path("model_store")  # <name>/<version>/ folders, written by train/
     data_dir: Path = Path("data/mnist")  # where train/ looks for MNIST's four files
     engine: str = "auto"  # "onnx", "torch", or auto: ONNX where its package and the model's file are there
-    max_body_bytes: int = 25 * 2**20  # 25 MiB: a thousand scanned digits, and a bound on memory
+    max_body_bytes: int = 25 * 2**20  # 25 MiB: a thousand scanned digits, and a bound on what a client holds
     deadline_seconds: float = 30.0  # a request that has waited this long gets 504: its client has given up
     max_waiting: int = 4000  # rows in one worker; above it 503 at once, which serves a client better than 504 late
     long_pass_seconds: float = 0.002  # a model this slow computes beside the event loop, which goes on meanwhile
