@@ -275,7 +275,7 @@ def _prepare_metrics_dir() -> None:
             raise RuntimeError(f"{MULTIPROCESS_DIR}={given} cannot be used as a folder: {error.strerror}.") from None
         return
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    os.environ[MULTIPROCESS_DIR] = tempfile.mkdtemp(prefix="servekit-metrics-", dir=memory)
+    os.environ[MULTIPROCESS_DIR] = tempfile.mkdtemp(prefix=f"servekit-metrics-{os.getpid()}-", dir=memory)
     atexit.register(_remove_metrics_dir, os.environ[MULTIPROCESS_DIR], os.getpid())
 
 

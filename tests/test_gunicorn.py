@@ -238,11 +238,14 @@ def test_the_metrics_folder_is_emptied_at_start_and_removed_at_the_end(tmp_path:
     with serving(tmp_path, linear_store, PROMETHEUS_MULTIPROC_DIR=str(given)) as server:
         assert b"servekit_models_loaded" in server.get("/metrics")[2]
         assert not (given / "counter_1.db").exists() and (given / "notes.txt").exists()
-    before = set(Path("/dev/shm").glob("servekit-metrics-*"))
-    with serving(tmp_path, linear_store):
-        made = set(Path("/dev/shm").glob("servekit-metrics-*")) - before
-        assert len(made) == 1
-    assert not made & set(Path("/dev/shm").glob("servekit-metrics-*"))
+    with serving(tmp_path, linear_store) as server:
+        assert len(metrics_folders(server)) == 1
+    assert metrics_folders(server) == []
+
+
+def metrics_folders(server: Server) -> list[Path]:
+    """Return the folders in memory that the master of `server` has made."""
+    return list(Path("/dev/shm").glob(f"servekit-metrics-{server.process.pid}-*"))
 
 
 def refuses(tmp_path: Path, store: Path, *words: str, **variables: str) -> None:
@@ -306,11 +309,10 @@ def test_an_impossible_setting_is_refused(
 
 
 def test_a_server_that_cannot_listen_leaves_nothing_behind(tmp_path: Path, linear_store: Path, server: Server) -> None:
-    before = set(Path("/dev/shm").glob("servekit-metrics-*"))
     address = f"127.0.0.1:{server.port}"
     second = launch(tmp_path / "log", "--bind", address, SERVEKIT_MODEL_STORE=str(linear_store))
     assert second.process.wait(timeout=60) == 1
-    assert set(Path("/dev/shm").glob("servekit-metrics-*")) <= before
+    assert metrics_folders(second) == []
 
 
 def test_an_ipv6_address_is_announced_with_a_line_that_works(tmp_path: Path, linear_store: Path) -> None:
