@@ -14,11 +14,12 @@ from greenlet import getcurrent
 
 from servekit.connection import ClientGone, Connection, Phase
 from servekit.gateway import refusal
-from servekit.http1 import Limits, Request, RequestParser
+from servekit.http1 import Limits, Refused, Request, RequestParser
 
 PROGRESS_BYTES = 2**16  # a client that takes so much of its answer has its time for the next as much
 log = logging.getLogger(__name__)
 
+MAX_BODIES = 16  # of the largest size may arrive at a time; more would be a way to take a worker's memory
 RECEIVE_BYTES = 2**16  # of one client in one turn
 STOP_SECONDS = 2.0  # a stopping worker waits so long for requests that are under way on idle connections
 
@@ -26,6 +27,7 @@ _LATE = {
     Phase.HEAD: "The head of the request did not arrive in time.",
     Phase.BODY: "The body of the request did not arrive in time.",
 }
+_MAKING_ROOM = ((Phase.IDLE, Phase.CLOSING), (Phase.HEAD,), (Phase.BODY,))
 
 
 class Clients:
@@ -55,6 +57,7 @@ class Clients:
         self._resume = resume
         self._open: set[Connection] = set()
         self._ready: deque[Connection] = deque()  # to be looked at in this turn, though nothing may arrive
+        self._body_bytes = 0  # of all bodies that are arriving
         self.is_stopping = False
 
     def __len__(self) -> int:
@@ -95,10 +98,19 @@ class Clients:
                 self.drop(connection)
             return
         if data:
-            connection.parser.feed(data)
+            self._feed(connection, data)
         else:
             connection.has_ended = True
         self._advance(connection)
+
+    def _feed(self, connection: Connection, data: bytes) -> None:
+        parser = connection.parser
+        before = parser.body_bytes
+        parser.feed(data)
+        self._body_bytes += parser.body_bytes - before
+        if parser.is_in_body and self._body_bytes > MAX_BODIES * self._limits.body:
+            self._body_bytes -= parser.body_bytes
+            parser.refuse(Refused(HTTPStatus.SERVICE_UNAVAILABLE, "The server holds too many bodies; try again later."))
 
     def on_writable(self, connection: Connection) -> None:
         """Send more of an answer."""
@@ -157,6 +169,8 @@ class Clients:
             return
         connection.is_gone = True
         self._open.discard(connection)
+        self._body_bytes -= connection.parser.body_bytes
+        connection.parser.close()
         if connection.watched:
             self._selector.unregister(connection.sock)
             connection.watched = 0
@@ -182,18 +196,19 @@ class Clients:
                     connection.write(refusal(HTTPStatus.REQUEST_TIMEOUT, message))
             self.drop(connection)
 
-    def close_oldest_idle(self) -> bool:
-        """Close the connection that has been idle for longest; return False if none is."""
-        idle = [each for each in self._open if each.phase is Phase.IDLE or each.phase is Phase.CLOSING]
-        for connection in sorted(idle, key=lambda each: each.since):
-            if connection.phase is Phase.CLOSING or connection.parser.is_clean and not connection.has_unread():
-                self.drop(connection)
-                return True
-        return False
+    def close_oldest_idle(self) -> None:
+        """Make room: close the connection that has been idle for longest, else the one that has been sending for longest."""
+        for phases in _MAKING_ROOM:
+            candidates = [each for each in self._open if each.phase in phases]
+            for connection in sorted(candidates, key=lambda each: each.since):
+                has_request = connection.phase is Phase.IDLE and (connection.parser.requests or connection.has_unread())
+                if not has_request:
+                    self.drop(connection)
+                    return
 
-    def has_idle(self) -> bool:
-        """Return True if a connection could make room for a new one."""
-        return any(each.phase is Phase.IDLE or each.phase is Phase.CLOSING for each in self._open)
+    def can_make_room(self) -> bool:
+        """Return True if a connection could be closed for a new one: not all wait for an answer or read one."""
+        return any(each.phase is not Phase.BUSY and each.phase is not Phase.WRITING for each in self._open)
 
     def stop(self) -> None:
         """From now on each answer is its connection's last, and idle connections have little time left."""

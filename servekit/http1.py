@@ -8,6 +8,7 @@ import dataclasses
 import re
 from collections import deque
 from http import HTTPStatus
+from typing import Any
 
 import httptools
 
@@ -105,7 +106,19 @@ class RequestParser:
         self._fed = 0  # bytes since the part of the request that is arriving began
         self._target_bytes = self._head_bytes = self._body_bytes = 0
         self._was_kept_alive, self._was_cut = True, False  # the last request that is complete
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser: Any = httptools.HttpRequestParser(self)
+
+    def close(self) -> None:
+        """Let go of all that has arrived: httptools refers back to this object, so a body would outlive its connection."""
+        self.is_closed = True
+        self.requests.clear()
+        self._request, self._body, self._in_body = None, [], False
+        self._parser = None
+
+    @property
+    def body_bytes(self) -> int:
+        """The bytes that are held of a body that is arriving."""
+        return self._body_bytes if self._in_body else 0
 
     @property
     def is_in_head(self) -> bool:
@@ -148,6 +161,10 @@ class RequestParser:
         if not self.is_closed:
             self._check_growth()
 
+    def refuse(self, refusal: Refused) -> None:
+        """Read no more of this connection, and refuse the request that is arriving."""
+        self._end(refusal)
+
     def _without_upgrade(self) -> bytes:
         """Return the head that has just arrived without its invitation to another protocol, which is declined.
 
@@ -161,8 +178,7 @@ class RequestParser:
 
     def _end(self, reason: BaseException | None) -> None:
         self.is_closed = True
-        self._request = None
-        self._in_body = False
+        self._request, self._body, self._in_body = None, [], False
         if isinstance(reason, Refused):
             self.refusal = reason
         elif isinstance(reason, httptools.HttpParserInvalidMethodError):

@@ -207,7 +207,7 @@ class Worker(base.Worker):
                 self._accept_no_more(YIELD_SECONDS)
                 return
             is_left_over = False
-            if len(self.clients) >= self.cfg.worker_connections and not self.clients.has_idle():
+            if len(self.clients) >= self.cfg.worker_connections and not self.clients.can_make_room():
                 self._accept_no_more(TICK_SECONDS)
                 return
             if not self._accept_one(listener):

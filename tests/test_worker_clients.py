@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -336,3 +337,29 @@ def test_without_keep_alive_every_answer_says_that_it_is_the_last(tmp_path: Path
     with plain(tmp_path, "--keep-alive", "0") as server, server.client() as client:
         assert client.ask(GET % b"empty").headers["connection"] == "close"
         assert client.is_closed()
+
+
+def test_bodies_that_are_never_finished_are_bounded_and_leave_with_their_connections(tmp_path: Path) -> None:
+    limit = 2**20
+    with plain(tmp_path, SERVEKIT_MAX_BODY_BYTES=str(limit), SERVEKIT_BODY_SECONDS="60") as server:
+        [worker] = server.workers()
+        assert_prompt(server)
+        before = resident(worker)
+        unfinished = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % limit + b"x" * (limit - 1)
+        for _ in range(100):
+            with server.client() as client:
+                client.send(unfinished)
+        assert_prompt(server)
+        assert resident(worker) - before < 40 * limit
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(server.client()) for _ in range(24)]
+            for client in clients:
+                client.send(unfinished)
+            refused = [client for client in clients if client.read(1) and client.answer().status == 503]
+            assert len(refused) >= 24 - 16 - 1
+            assert_prompt(server)
+
+
+def resident(pid: int) -> int:
+    """Return the bytes of memory that a process holds."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
