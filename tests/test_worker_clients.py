@@ -333,6 +333,15 @@ def test_over_the_number_of_connections_one_that_is_answered_is_not_closed(tmp_p
                 assert third.answer().status == 200
 
 
+def test_clients_that_have_begun_to_send_make_room_too_when_none_is_idle(tmp_path: Path) -> None:
+    with plain(tmp_path, "--worker-connections", "5", SERVEKIT_HEADER_SECONDS="60") as server, crowd(server, 5) as clients:
+        for client in clients:
+            client.send(b"G")
+        time.sleep(0.2)
+        assert_prompt(server)
+        assert clients[0].is_closed(PROMPT_SECONDS)
+
+
 def test_without_keep_alive_every_answer_says_that_it_is_the_last(tmp_path: Path) -> None:
     with plain(tmp_path, "--keep-alive", "0") as server, server.client() as client:
         assert client.ask(GET % b"empty").headers["connection"] == "close"
