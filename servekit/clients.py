@@ -196,8 +196,8 @@ class Clients:
                     connection.write(refusal(HTTPStatus.REQUEST_TIMEOUT, message))
             self.drop(connection)
 
-    def close_oldest_idle(self) -> None:
-        """Make room: close the connection that has been idle for longest, else the one that has been sending for longest."""
+    def make_room(self) -> None:
+        """Close the connection that has been idle for longest, else the one that has been sending for longest."""
         for phases in _MAKING_ROOM:
             candidates = [each for each in self._open if each.phase in phases]
             for connection in sorted(candidates, key=lambda each: each.since):

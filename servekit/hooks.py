@@ -54,6 +54,7 @@ class Logger(glogging.Logger):
         for handler in [*self.error_log.handlers, *self.access_log.handlers]:
             if getattr(handler, "_gunicorn", False):  # not those of the user's own --log-config
                 configure_handler(handler, log_format)
+        self._access_format = cfg.access_log_format  # Gunicorn's configuration looks names up slowly
         handlers = self.access_log.handlers
         self._plain_handler = None  # the only one for access lines, if it writes our text to a stream
         if len(handlers) == 1 and isinstance(handlers[0], logging.StreamHandler) and log_format == "text":
@@ -76,14 +77,14 @@ class Logger(glogging.Logger):
             if self._plain_handler is not None:
                 self._write(self._plain_handler, atoms)
             else:
-                line = (ACCESS_LOGGER, logging.INFO, "", 0, self.cfg.access_log_format, (atoms,), None)
+                line = (ACCESS_LOGGER, logging.INFO, "", 0, self._access_format, (atoms,), None)
                 self.access_log.handle(logging.LogRecord(*line))
         except Exception:  # a format that does not exist; the answer is not to suffer
             self.exception("The access line cannot be written")
 
     def _write(self, handler: logging.StreamHandler[Any], atoms: "Atoms") -> None:
         formatter = cast(TextFormatter, handler.formatter)
-        message = self.cfg.access_log_format % atoms
+        message = self._access_format % atoms
         line = formatter.access_line(time.time(), atoms["{x-request-id}o"], message)
         handler.acquire()
         try:

@@ -99,7 +99,7 @@ class RequestParser:
         self.requests: deque[Request] = deque()
         self.refusal: Refused | None = None
         self.is_closed = False  # nothing more will be read, because of a refusal or a request that is the last one
-        self._limits = limits
+        self._limits, self._head_limit = limits, limits.head
         self._request: Request | None = None  # the one that is arriving
         self._in_body = False
         self._body: list[bytes] = []
@@ -191,7 +191,7 @@ class RequestParser:
 
     def _check_growth(self) -> None:
         """Refuse what grows without becoming complete: httptools reports a field only when it has all of it."""
-        if self.is_in_head and self._fed > self._limits.head:
+        if self.is_in_head and self._fed > self._head_limit:
             self._end(Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The head of the request is too large."))
         elif self._in_body and self._fed - self._body_bytes > MAX_FRAMING_BYTES:
             self._end(Refused(HTTPStatus.BAD_REQUEST, "The body is cut into too many or too wordy chunks."))
@@ -222,7 +222,7 @@ class RequestParser:
         size = len(name) + len(value) + 4  # with ": " and the line's end
         value = value.strip(b" \t")
         self._head_bytes += size
-        if 0 < limits.field_size < size or self._target_bytes + self._head_bytes > limits.head:
+        if 0 < limits.field_size < size or self._target_bytes + self._head_bytes > self._head_limit:
             raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "A header field is too large.")
         request.fields.append((name, value))
         if len(request.fields) > limits.fields > 0:

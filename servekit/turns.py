@@ -18,7 +18,7 @@ from greenlet import getcurrent, greenlet
 
 from servekit.batcher import Job, expire, run_pass, take_batch
 
-MAX_FREE = 256  # greenlets kept for later requests, some ten kilobytes each
+MAX_FREE = 256  # greenlets kept for later requests; each holds a block of 16 KB for its Python frames
 HOLD_SECONDS = 0.005  # a request that has held the loop for so long gives way where it can
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,6 @@ class LongPasses:
         self._wake = wake
         self._changed = threading.Condition()
         self._waiting: list[Job] = []
-        self._running: list[Job] = []
         self._done: queue.SimpleQueue[list[Job]] = queue.SimpleQueue()
         self._is_started = False
         self.began = math.inf  # the pass that runs
@@ -186,20 +185,17 @@ class LongPasses:
                 while not self._waiting:
                     self._changed.wait()
                 batch = take_batch(self._waiting)
-                self._running = expire(batch)
-            if self._running:
-                self._run()
-            with self._changed:
-                self._running = []
+            if alive := expire(batch):
+                self._run(alive)
             self._done.put(batch)
             self._wake()
 
-    def _run(self) -> None:
+    def _run(self, batch: list[Job]) -> None:
         self.began = time.monotonic()
         try:
-            run_pass(self._running)
+            run_pass(batch)
         except BaseException as error:  # noqa: B036 - raised again in the requests, where it does what it would do in the loop
-            for job in self._running:
+            for job in batch:
                 if not job.done:
                     job.fail(error)
         finally:

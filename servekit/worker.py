@@ -225,7 +225,7 @@ class Worker(base.Worker):
             return False
         sock.setblocking(False)
         if len(self.clients) >= self.cfg.worker_connections:
-            self.clients.close_oldest_idle()
+            self.clients.make_room()
         self.clients.add(sock, self.gateway.environ_of(peer, listener.getsockname()))
         if self.board and self.alive:
             self.board.note(len(self.clients), self.turn_began)

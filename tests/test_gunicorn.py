@@ -315,20 +315,11 @@ def test_a_server_that_cannot_listen_leaves_nothing_behind(tmp_path: Path, linea
     assert metrics_folders(second) == []
 
 
-def test_an_ipv6_address_is_announced_with_a_line_that_works(tmp_path: Path, linear_store: Path) -> None:
-    server = launch(tmp_path / "log", "--bind", "[::1]:0", SERVEKIT_MODEL_STORE=str(linear_store), WEB_CONCURRENCY="1")
-    try:
-        assert wait_for(lambda: "  try  " in server.text(), server.process)
-        line = re.search(r"  try      (.*)", server.text())[1]
-        attempt = subprocess.run(line, shell=True, capture_output=True, check=True, timeout=60)
-        assert attempt.stdout.startswith(b'{"input":5.0'), line
-    finally:
-        server.process.terminate()
-        server.process.wait(timeout=40)
-
-
-def test_a_unix_socket_is_announced_with_a_line_that_works(tmp_path: Path, linear_store: Path) -> None:
-    address = f"unix:{tmp_path}/socket"
+@pytest.mark.parametrize("address", ["[::1]:0", "unix:{folder}/socket"])
+def test_an_address_of_another_family_is_announced_with_a_line_that_works(
+    tmp_path: Path, linear_store: Path, address: str
+) -> None:
+    address = address.format(folder=tmp_path)
     server = launch(tmp_path / "log", "--bind", address, SERVEKIT_MODEL_STORE=str(linear_store), WEB_CONCURRENCY="1")
     try:
         assert wait_for(lambda: "is ready" in server.text() and "  try  " in server.text(), server.process)

@@ -1,4 +1,4 @@
-"""The ONNX engine: `model.onnx` in ONNX Runtime, without torch; a tenth of its memory and a third of its time."""
+"""The ONNX engine: `model.onnx` in ONNX Runtime, without torch; a third of its memory and of its time."""
 
 import textwrap
 from pathlib import Path
