@@ -4,7 +4,7 @@ import os
 
 from flask import Flask
 
-from servekit import ext, metrics, middleware
+from servekit import ext, hooks, metrics, middleware
 from servekit.blueprints import linear, mnist, ops, predict
 from servekit.config import Settings
 from servekit.lean import LeanFlask
@@ -17,7 +17,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     Raises StartupError, whose message names the file or setting and the remedy.
     """
     settings = settings or Settings.from_environ(os.environ)
-    repository = Repository.load(settings)
+    repository = Repository.load(settings, hooks.shared_state())
 
     app = LeanFlask("servekit", static_folder=None)
     ext.init_app(app, settings, repository)

@@ -7,14 +7,17 @@ default, calls straight through; the event-loop worker puts its own in place (se
 import math
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, Protocol
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 from servekit.errors import DeadlineExceeded, Overloaded
 from servekit.tensors import Tensors, concatenate, row_count, slice_rows
 
 TOO_LATE = "The server was too busy to answer before the deadline; try again later."
 FULL = "The server is too busy to take this request; try again later."
+
+Result = TypeVar("Result")
 
 _SMOOTHING = 0.1  # weight of the newest pass in the running average of its speed
 
@@ -50,14 +53,42 @@ class Job:
         self.error, self.done = error, True
 
 
+class Parts:
+    """What an engine gives of an answer before all of it is there; written by its thread, read by the request."""
+
+    def __init__(self) -> None:
+        self._parts: deque[bytes] = deque()
+        self.notify: Callable[[], None] = _nothing
+
+    def put(self, part: bytes) -> None:
+        """Give the next part."""
+        self._parts.append(part)
+        self.notify()
+
+    def take(self) -> Iterator[bytes]:
+        """Take the parts that are there."""
+        while self._parts:
+            yield self._parts.popleft()
+
+
+def _nothing() -> None:
+    pass
+
+
 class Runner(Protocol):
     """Decides when the jobs of a request run."""
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Return when every job is done."""
 
+    def stream(self, job: Job, parts: Parts) -> Iterator[bytes]:
+        """Run `job`, and give the parts of its answer as they come."""
+
     def give_way(self) -> None:
         """Let others go on for a moment, if the caller has held them up for long."""
+
+    def beside(self, function: Callable[[], Result]) -> Result:
+        """Return what `function` returns; it may take long, and others go on meanwhile."""
 
 
 class ThreadRunner:
@@ -81,8 +112,17 @@ class ThreadRunner:
             else:
                 job.fail(DeadlineExceeded(TOO_LATE))
 
+    def stream(self, job: Job, parts: Parts) -> Iterator[bytes]:
+        """Run `job`, then give the parts that it left: its thread is this one."""
+        self.run([job])
+        yield from parts.take()
+
     def give_way(self) -> None:
         """Do nothing: the operating system shares the time out among threads."""
+
+    def beside(self, function: Callable[[], Result]) -> Result:
+        """Call `function` in the thread that asks: it holds up nobody else."""
+        return function()
 
 
 _runner: Runner = ThreadRunner()
@@ -99,6 +139,11 @@ def give_way() -> None:
     _runner.give_way()
 
 
+def beside(function: Callable[[], Result]) -> Result:
+    """Call `function`, which takes long and is no forward pass, and return what it returns; others are served meanwhile."""
+    return _runner.beside(function)
+
+
 class Backlog:
     """The rows that a worker has taken in and not yet answered, over all its models, and their limit."""
 
@@ -107,6 +152,11 @@ class Backlog:
         self._rows = 0
         self._seconds_per_row = 0.0
         self._lock = threading.Lock()
+
+    @property
+    def rows(self) -> int:
+        """The rows that are taken in now."""
+        return self._rows
 
     def enter(self, rows: int) -> None:
         """Take in a request of `rows` rows; raise Overloaded if too many wait already. A lone request always enters."""
@@ -130,8 +180,10 @@ class Backlog:
 class Batcher:
     """Brings rows to `engine`, in passes of at most `max_batch_rows` rows.
 
-    `is_long` says that a pass takes so long that an event loop should not wait for it. `observe` is told of every pass:
-    its rows, its seconds, and the seconds that the first of them had waited.
+    `is_long` says that a pass takes so long that an event loop should not wait for it. Such a pass may wait `max_delay`
+    seconds for more rows, and when it has not come back after `max_seconds` (by default what the worker allows) it is
+    given up with its worker. `observe` is told of every pass: its rows, its seconds, and the seconds that the first of
+    them had waited.
     """
 
     def __init__(
@@ -140,10 +192,14 @@ class Batcher:
         max_batch_rows: int,
         is_long: bool = False,
         observe: Callable[[int, float, float], None] = lambda rows, seconds, wait: None,
+        max_delay: float = 0.0,
+        max_seconds: float | None = None,
     ) -> None:
         self.engine = engine
         self.max_batch_rows = max_batch_rows
         self.is_long = is_long
+        self.max_delay = max_delay
+        self.max_seconds = max_seconds
         self.observe = observe
 
     def __call__(self, tensors: Tensors, deadline: float) -> Tensors:
@@ -165,9 +221,37 @@ class Batcher:
         return concatenate([job.outputs for job in jobs])
 
 
-def take_batch(waiting: list[Job]) -> list[Job]:
-    """Take from `waiting` the first job and all that fit into one pass with it, in their order."""
-    first = waiting[0]
+def stream(batcher: Batcher, tensors: Tensors, deadline: float, parts: Parts) -> Iterator[bytes | Tensors]:
+    """Bring one row to the engine of `batcher`; give the parts of its answer as they come, and at last the outputs.
+
+    Raises as `Batcher.__call__` does.
+    """
+    job = Job(batcher, tensors, row_count(tensors), deadline)
+    yield from _runner.stream(job, parts)
+    if job.error is not None:
+        raise job.error
+    yield job.outputs
+
+
+def due(waiting: Sequence[Job], now: float) -> tuple[Job | None, float]:
+    """Return the first of `waiting` whose pass need not wait for more rows, or None and the time when there will be one."""
+    if waiting and waiting[0].submitted + waiting[0].batcher.max_delay <= now:
+        return waiting[0], now
+    rows: dict[Hashable, int] = {}
+    for job in waiting:
+        rows[job.key] = rows.get(job.key, 0) + job.rows
+    soonest = math.inf
+    for job in waiting:
+        at = job.submitted + job.batcher.max_delay
+        if at <= now or rows[job.key] >= job.batcher.max_batch_rows:
+            return job, now
+        soonest = min(soonest, at)
+    return None, soonest
+
+
+def take_batch(waiting: list[Job], first: Job | None = None) -> list[Job]:
+    """Take from `waiting` the first job, or `first`, and all that fit into one pass with it, in their order."""
+    first = waiting[0] if first is None else first
     rows, batch, others = 0, [], []
     for job in waiting:
         if job.key == first.key and rows + job.rows <= first.batcher.max_batch_rows:

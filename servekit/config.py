@@ -28,6 +28,10 @@ class Settings:
 
     model_store: Path = Path("model_store")  # <name>/<version>/ folders, written by train/
     data_dir: Path = Path("data/mnist")  # where train/ looks for MNIST's four files
+    poll_seconds: float = 0.0  # between two looks at the store for new versions; 0: only at the start and on SIGHUP
+    max_workers: int = 16  # to which requests may raise their number: each costs memory
+    trusted_models_only: bool = False  # refuse model files that can run code when they are loaded
+    torchserve: str = ""  # TorchServe's properties, a line each, as `servekit torchserve` hands them on; empty: off
     engine: str = "auto"  # "onnx", "torch", or auto: ONNX where its package and the model's file are there
     max_body_bytes: int = 25 * 2**20  # 25 MiB: a thousand scanned digits, and a bound on what a client holds
     deadline_seconds: float = 30.0  # a request that has waited this long gets 504: its client has given up
@@ -40,6 +44,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         _require(self.engine in ENGINES, "engine", "one of: " + ", ".join(ENGINES))
+        _require(0 <= self.poll_seconds < math.inf, "poll_seconds", "a number of seconds, or 0")
+        _require(self.max_workers > 0, "max_workers", "a number above 0")
         _require(self.max_body_bytes > 0, "max_body_bytes", "a number of bytes above 0")
         _require(self.max_waiting > 0, "max_waiting", "a number of rows above 0")
         for name in ("deadline_seconds", "long_pass_seconds", "header_seconds", "body_seconds", "write_seconds"):
@@ -94,6 +100,9 @@ def _read(name: str, kind: type, text: str) -> Any:
     _require(text.strip() != "", name, "given a value or left unset")
     if issubclass(kind, Path):
         return Path(text)
+    if kind is bool:
+        _require(text in ("true", "false"), name, "true or false")
+        return text == "true"
     try:
         return float(text) if kind is float else int(text) if kind is int else text
     except ValueError:

@@ -6,10 +6,15 @@
     │   └── ModelLoadError        a model folder that cannot be served
     └── RequestError              a request gets no prediction
         ├── InvalidInput          400  what was sent cannot be understood
-        ├── ModelNotFound         404  no such model or version is loaded
+        ├── ModelNotFound         404  no such model is loaded
+        │   └── VersionNotFound   404  no such version of it is loaded
+        ├── VersionExists         409  that version is registered already
+        ├── DefaultVersionInUse   403  the default version cannot go while there are others
         ├── PayloadTooLarge       413  the body or the batch is over a limit
         ├── UnsupportedMediaType  415  a content type that no one reads here
         ├── NotReady              503  nothing can be predicted yet
+        │   └── ModelNotLoaded    503  the version is registered, and no worker holds it
+        ├── WorkersFailed         500  a worker could not load what another could
         ├── Overloaded            503  too many rows wait already
         ├── OutOfMemory           503  try again when others are done
         └── DeadlineExceeded      504  the request waited too long
@@ -51,9 +56,25 @@ class InvalidInput(RequestError):
 
 
 class ModelNotFound(RequestError):
-    """No such model, or no such version of it, is loaded."""
+    """No such model is loaded."""
 
     status = HTTPStatus.NOT_FOUND
+
+
+class VersionNotFound(ModelNotFound):
+    """The model is there, but not that version of it."""
+
+
+class VersionExists(RequestError):
+    """That version of the model is registered already."""
+
+    status = HTTPStatus.CONFLICT
+
+
+class DefaultVersionInUse(RequestError):
+    """The default version of a model cannot be removed while there are others."""
+
+    status = HTTPStatus.FORBIDDEN
 
 
 class PayloadTooLarge(RequestError):
@@ -73,6 +94,14 @@ class NotReady(RequestError):
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     retry_after = 1
+
+
+class ModelNotLoaded(NotReady):
+    """The version is registered, but no worker is to hold it."""
+
+
+class WorkersFailed(RequestError):
+    """A worker could not load, or not in time, what another one could; the message names it."""
 
 
 class Overloaded(RequestError):

@@ -1,8 +1,9 @@
 """The one seam to Flask: where views find the models, the deadline and what a client sent, and how errors look."""
 
 import logging
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import cast
+from typing import Any, cast
 
 from flask import Flask, Response, current_app, jsonify, request
 from werkzeug.exceptions import HTTPException
@@ -15,7 +16,7 @@ from servekit.repository import Repository
 
 log = logging.getLogger(__name__)
 
-_KEY = "servekit"
+_KEY, _DRESSES = "servekit", "servekit.dresses"
 _SENTENCES = {
     HTTPStatus.NOT_FOUND: "There is nothing at this address; POST to /predict, or GET /health.",
     HTTPStatus.METHOD_NOT_ALLOWED: "This address does not take that method; the Allow header lists those it takes.",
@@ -25,14 +26,23 @@ _SENTENCES = {
 
 def init_app(app: Flask, settings: Settings, repository: Repository) -> None:
     """Give `app` its models, its limits and the one shape of its errors."""
-    app.extensions[_KEY] = repository
+    app.extensions[_KEY], app.extensions[_DRESSES] = repository, {}
     app.request_class = BodyInMemory
     app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = settings.max_body_bytes
     app.config["MAX_FORM_PARTS"] = MAX_PARTS
-    app.register_error_handler(RequestError, _render)
-    app.register_error_handler(HTTPException, _render_http)
-    app.register_error_handler(MemoryError, _render_out_of_memory)
-    app.register_error_handler(Exception, _render_unexpected)
+    renderers: dict[type[Exception], Callable[[Any], Response]] = {
+        RequestError: _render,
+        HTTPException: _render_http,
+        MemoryError: _render_out_of_memory,
+        Exception: _render_unexpected,
+    }
+    for kind, render in renderers.items():
+        app.register_error_handler(kind, _dressed(render))
+
+
+def dress(app: Flask, port: str, render: Callable[[Exception], Response]) -> None:
+    """Let `render` write every error of the requests that come in on `port`, which has a contract of its own."""
+    app.extensions[_DRESSES][port] = render
 
 
 def repository() -> Repository:
@@ -62,6 +72,14 @@ def error_response(message: str, status: int, retry_after: int | None = None) ->
     if retry_after is not None:
         response.headers["Retry-After"] = str(retry_after)
     return response
+
+
+def _dressed(render: Callable[[Any], Response]) -> Callable[[Any], Response]:
+    def answer(error: Exception) -> Response:
+        other = current_app.extensions[_DRESSES].get(request.environ["SERVER_PORT"])
+        return cast(Response, other(error)) if other else render(error)
+
+    return answer
 
 
 def _render(error: RequestError) -> Response:

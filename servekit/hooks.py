@@ -24,9 +24,12 @@ from gunicorn.workers.base import Worker
 
 import servekit
 from servekit.config import MULTIPROCESS_DIR, Settings
+from servekit.desired import Desired, newest_entries
 from servekit.errors import StartupError
 from servekit.logs import ACCESS_LOGGER, TextFormatter, configure_handler, is_worth_a_line
+from servekit.state import State
 
+SLOTS_PER_WORKER = 3  # those that start while others stop, and some to spare
 RESPAWN_PAUSE_SECONDS = 2.0  # between two tries of a worker that cannot load its models while others serve
 TRIAL_SECONDS = 300.0  # for the models of a reload to load; the master does nothing else meanwhile
 
@@ -147,15 +150,17 @@ class StartupState:
             return bool(self._refused.value == 1)
 
 
-_state: StartupState | None = None  # made by the master before it forks; None outside Gunicorn
+_startup: StartupState | None = None  # made by the master before it forks; None outside Gunicorn
+_state: State | None = None  # likewise
 _worker: Worker | None = None  # this process, if it is a worker
 
 
 def on_starting(server: Arbiter) -> None:
-    """Prepare the master: shared memory for its workers, an empty folder for their metrics, a guard for reloads."""
-    global _state
-    _state = StartupState(server.num_workers)
+    """Prepare the master: what its workers share, what they should serve, a guard for reloads."""
+    global _startup
+    _startup = StartupState(server.num_workers)
     _prepare_metrics_dir()
+    _prepare_state(server)
     reload = server.reload
 
     def reload_if_servable() -> None:
@@ -163,6 +168,7 @@ def on_starting(server: Arbiter) -> None:
         if reason := _why_not_servable(server.cfg.chdir):
             log.error("Not reloaded, the old workers go on: %s", reason)
         else:
+            _look_again(server.num_workers)
             reload()
 
     server.reload = reload_if_servable
@@ -172,26 +178,44 @@ def post_fork(server: Arbiter, worker: Worker) -> None:
     """Remember in the new process which worker it is."""
     global _worker
     _worker = worker
+    assert _state is not None
+    _state.join()
+
+
+def shared_state() -> State | None:
+    """Return what should be served, as all workers of this server share it; None outside Gunicorn."""
+    return _state
 
 
 def post_worker_init(worker: Worker) -> None:
     """Note that this worker has loaded its models; the last of the first ones announces the server."""
-    assert _state is not None
-    from servekit.ext import repository_of  # not in the master: it imports Flask and numpy
+    assert _startup is not None and _state is not None
+    from servekit.ext import repository_of  # not in the master: they import Flask and numpy
+    from servekit.follow import start_following
 
-    models = repository_of(worker.wsgi).models
-    had_started = _state.has_started()
-    if _state.add_ready():
+    repository = repository_of(worker.wsgi)
+    start_following(repository, _state, Settings.from_environ(os.environ))
+    models = repository.models
+    had_started = _startup.has_started()
+    if _startup.add_ready():
         log.info("%s", banner(worker.cfg, worker.sockets[0].getsockname(), models))
     elif had_started:
         log.info("A new worker is ready: %s", _listing(models))
 
 
 def child_exit(server: Arbiter, worker: Worker) -> None:
-    """Take a worker that has ended out of the metrics."""
+    """Take a worker that has ended out of the metrics, and out of those that others wait for."""
     from servekit.metrics import mark_worker_dead  # not before the folder of the metrics is set
 
     mark_worker_dead(worker.pid)
+    if _state is not None:
+        _state.forget(worker.pid)
+
+
+def worker_stops() -> None:
+    """Note, in a worker, that it will take no more requests."""
+    if _state is not None:
+        _state.leave()
 
 
 def refuse(error: StartupError) -> NoReturn:
@@ -200,13 +224,13 @@ def refuse(error: StartupError) -> NoReturn:
     At the start of the server the first worker to fail speaks for all, and the master ends with it. Later, when others
     serve already, only this worker ends; the master will try another.
     """
-    if _state is None or _worker is None:  # the development server, or another server than Gunicorn
+    if _startup is None or _worker is None:  # the development server, or another server than Gunicorn
         sys.exit(f"servekit cannot start: {error}")
-    if _state.has_started():
+    if _startup.has_started():
         log.error("A new worker cannot serve: %s", error)
         _sleep_unless_stopped(_worker, RESPAWN_PAUSE_SECONDS)
         sys.exit(1)
-    if _state.claim_refusal():
+    if _startup.claim_refusal():
         log.error("servekit cannot start: %s", error)
         sys.exit(Arbiter.WORKER_BOOT_ERROR)
     # A second worker that ended like the first would meet the master while it stops, and make it print a traceback.
@@ -262,6 +286,35 @@ def _why_not_servable(folder: str) -> str:
 
 def _listing(models: list[Any]) -> str:
     return ", ".join(f"{model.name}/{model.version}" for model in models)
+
+
+def _prepare_state(server: Arbiter) -> None:
+    """Make what the workers share about the models, and let Gunicorn keep as many workers as it says."""
+    global _state
+    settings = Settings.from_environ(os.environ)
+    slots = SLOTS_PER_WORKER * max(server.num_workers, settings.max_workers)
+    state = _state = State.create(settings.model_store, slots)
+    state.write(Desired.of(newest_entries(settings.model_store, server.num_workers)))
+    atexit.register(state.close)
+    manage, followed = server.manage_workers, state.workers
+
+    def manage_as_desired() -> None:
+        """Follow a change of the number that is desired; the signals TTIN and TTOU still work between two changes."""
+        nonlocal followed
+        if state.workers != followed:
+            server.num_workers = followed = state.workers
+        manage()
+
+    server.manage_workers = manage_as_desired
+
+
+def _look_again(workers: int) -> None:
+    """Let the workers that a reload starts serve what is in the store now; the old ones are about to stop."""
+    assert _state is not None
+    settings = Settings.from_environ(os.environ)
+    with _state.change() as desired:
+        fresh = Desired.of(newest_entries(settings.model_store, workers), desired.generation)
+        _state.write(fresh, wakes=False)
 
 
 def _prepare_metrics_dir() -> None:

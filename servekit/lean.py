@@ -83,8 +83,13 @@ class LeanFlask(Flask):
     json_provider_class: type[JSONProvider] = FastJSON if find_spec("orjson") else PythonJSON
     session_interface = NoSession()
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Ports with routes of their own: those of a blueprint that is registered with the port as its `subdomain`.
+        self.ports: frozenset[str] = frozenset()
+
     def create_url_adapter(self, request: "Request | None") -> MapAdapter | None:
-        """Return what matches the route of `request`: no route here depends on the host."""
+        """Return what matches the route of `request`: no route here depends on the host, some on the server's port."""
         looks_at_hosts = self.url_map.host_matching or self.subdomain_matching or self.config["TRUSTED_HOSTS"]
         if request is None or looks_at_hosts:
             return super().create_url_adapter(request)
@@ -92,7 +97,9 @@ class LeanFlask(Flask):
         host = environ.get("HTTP_HOST") or environ["SERVER_NAME"]
         path = environ["PATH_INFO"].encode("latin-1").decode(errors="replace")
         scheme, method, query = environ["wsgi.url_scheme"], environ["REQUEST_METHOD"], environ.get("QUERY_STRING", "")
-        return MapAdapter(self.url_map, host, environ["SCRIPT_NAME"], "", scheme, path, method, query)
+        port = environ["SERVER_PORT"]
+        routes = port if port in self.ports else ""
+        return MapAdapter(self.url_map, host, environ["SCRIPT_NAME"], routes, scheme, path, method, query)
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """Return `func`: there is no coroutine here to wrap."""

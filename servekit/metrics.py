@@ -67,6 +67,10 @@ models_loaded = Gauge(
     multiprocess_mode="livesum",
 )
 
+load_failures = Counter(
+    "servekit_model_load_failures", "Versions that could not be loaded, by model and version", ["model", "version"]
+)
+
 
 @lru_cache(maxsize=1000)  # methods, routes and statuses are few; finding a series takes longer than counting
 def _request_series(method: str, route: str, status: int) -> tuple[Callable[[], None], Callable[[float], None]]:
@@ -86,6 +90,11 @@ def observe_refusal(status: int) -> None:
     requests.labels(OTHER, UNMATCHED, status).inc()
 
 
+def observe_load_failure(model: str, version: str) -> None:
+    """Count a version that this worker could not load."""
+    load_failures.labels(model, version).inc()
+
+
 class ModelMeter:
     """The metrics of one loaded version, looked up once."""
 
@@ -96,9 +105,9 @@ class ModelMeter:
         self._batch_rows = batch_rows.labels(model, version)
         self._loaded = models_loaded.labels(model, version)
 
-    def set_loaded(self) -> None:
-        """Count this worker among those that hold the version."""
-        self._loaded.set(1)
+    def set_loaded(self, is_loaded: bool = True) -> None:
+        """Count this worker among those that hold the version, or no more."""
+        self._loaded.set(int(is_loaded))
 
     def observe(self, row_count: int, seconds: float, wait: float) -> None:
         """Count one pass of `row_count` rows that took `seconds`, and whose first rows had waited for `wait` seconds."""

@@ -1,23 +1,33 @@
 """One loaded version of a model, and a request's way through it: preprocess, batched inference, postprocess."""
 
+import dataclasses
 import importlib.util
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from servekit.batcher import Backlog, Batcher, give_way, remaining
+from servekit.batcher import Backlog, Batcher, Parts, give_way, remaining, stream
 from servekit.config import Settings
+from servekit.desired import Entry
 from servekit.engines import Engine
 from servekit.errors import InvalidInput, ModelLoadError
 from servekit.handlers.base import Handler
 from servekit.metrics import ModelMeter
-from servekit.spec import FILE_NAME, ONNX, ModelSpec, read_spec, resolve
+from servekit.spec import FILE_NAME, ONNX, ModelSpec, TensorSpec, read_spec, resolve
 from servekit.tensors import Tensors, concatenate, row_count, slice_rows
 
+_REQUESTS = ModelSpec(
+    handler="servekit.handlers.base:Handler",
+    network="servekit.engines.torchserve:TorchServeEngine",
+    inputs=(TensorSpec("request", "bytes", (-1,)),),
+    outputs=(TensorSpec("response", "bytes", (-1,)),),
+    files={},
+)
 _WARM_UP_PASSES = 3  # the first pays for first-time work; the fastest of the others is the model's speed
 
 
@@ -32,21 +42,26 @@ class Model:
         handler: Handler,
         engine: Engine,
         backlog: Backlog,
-        is_long: bool = False,
+        **batching: Any,
     ) -> None:
-        """`backlog` is that of the worker; `is_long` as in `Batcher`."""
+        """`backlog` is that of the worker or of this model; `batching` is for `Batcher`."""
         self.name = name
         self.version = version
         self.spec = spec
         self.device = engine.device
         self._handler = handler
         self._backlog = backlog
-        self._batcher = Batcher(engine, spec.max_batch_rows, is_long, self._observe)
+        self._batcher = Batcher(engine, spec.max_batch_rows, observe=self._observe, **batching)
 
     @cached_property
     def meter(self) -> ModelMeter:
         """The metrics of this version. They appear when it is first asked for, so not for a model that is not served."""
         return ModelMeter(self.name, self.version)
+
+    @property
+    def waiting(self) -> int:
+        """The rows that this worker has taken in and not answered, of all models that share the backlog."""
+        return self._backlog.rows
 
     def predict(self, tensors: Tensors, deadline: float) -> Tensors:
         """Return the answer for every row of `tensors`; `deadline` is a time of the monotonic clock, in seconds.
@@ -60,6 +75,19 @@ class Model:
             return self._handler.postprocess(self._batcher(self._handler.preprocess(tensors), deadline))
         finally:
             self._backlog.leave(rows)
+
+    def stream(self, tensors: Tensors, deadline: float, parts: Parts) -> Iterator[bytes | Tensors]:
+        """Give the parts of the answer to one row, which the engine puts into `parts`, and at last the answer.
+
+        Raises as `predict` does.
+        """
+        self._backlog.enter(1)
+        try:
+            remaining(deadline)
+            for part in stream(self._batcher, self._handler.preprocess(tensors), deadline, parts):
+                yield part if isinstance(part, bytes) else self._handler.postprocess(part)
+        finally:
+            self._backlog.leave(1)
 
     def predict_each(self, requests: Sequence[Tensors], deadline: float) -> list[Tensors | InvalidInput]:
         """Return an answer, or what is wrong with it, for each of `requests`: a bad one fails alone.
@@ -97,6 +125,38 @@ class Model:
     def _observe(self, rows: int, seconds: float, wait: float) -> None:
         self._backlog.note_speed(rows, seconds)
         self.meter.observe(rows, seconds, wait)
+
+
+def load_entry(
+    entry: Entry, settings: Settings, backlog: Backlog, note_failure: Callable[[str], None] = lambda text: None
+) -> Model:
+    """Load what `entry` names; raise ModelLoadError with what is wrong.
+
+    `note_failure` is told, as text for people, what goes wrong in the code of an archive when it runs.
+    """
+    if entry.format == "torchserve":
+        return _load_archive(entry, settings, note_failure)
+    return load_model(entry.name, entry.version, Path(entry.folder), settings, backlog)
+
+
+def _load_archive(entry: Entry, settings: Settings, note_failure: Callable[[str], None]) -> Model:
+    """Load the handler of an archive. Requests are its rows; they wait in a line of their own, beside the event loop."""
+    from servekit.engines.torchserve import TorchServeEngine
+
+    options = {**entry.options, "trusted_only": settings.trusted_models_only}
+    engine = TorchServeEngine(Path(entry.folder), options, note_failure)
+    spec = dataclasses.replace(_REQUESTS, max_batch_rows=options["batch_size"])
+    return Model(
+        entry.name,
+        entry.version,
+        spec,
+        Handler(spec),
+        engine,
+        Backlog(options["job_queue_size"]),
+        is_long=True,
+        max_delay=options["max_batch_delay"] / 1000,
+        max_seconds=options["response_timeout"],
+    )
 
 
 def load_model(name: str, version: str, folder: Path, settings: Settings, backlog: Backlog) -> Model:

@@ -1,50 +1,350 @@
-"""From disk to memory: which versions a model store holds, and the models loaded from it."""
+"""From the desired state to memory: the models of one worker, and the few operations that change what all workers hold.
 
-from collections.abc import Iterable
+A change is tried in the worker that was asked for it: a model that cannot be loaded there changes nothing. Then the
+desired state is written, and every worker loads what is new before it drops what is old.
+"""
 
-from servekit.batcher import Backlog
+import copy
+import dataclasses
+import gc
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from servekit.batcher import Backlog, beside
 from servekit.config import Settings
-from servekit.errors import ModelLoadError, ModelNotFound, NotReady
-from servekit.model import Model, load_model
-from servekit.spec import scan
+from servekit.desired import Desired, Entry, newest_entries
+from servekit.errors import (
+    DefaultVersionInUse,
+    ModelLoadError,
+    ModelNotFound,
+    ModelNotLoaded,
+    NotReady,
+    VersionExists,
+    VersionNotFound,
+    WorkersFailed,
+)
+from servekit.metrics import observe_load_failure
+from servekit.model import Model, load_entry
+from servekit.state import Report, State
+
+log = logging.getLogger(__name__)
+
+LOAD_SECONDS = 120.0  # for all workers to load what one has loaded
+
+Key = tuple[str, str]  # name and version
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerStatus:
+    """A worker that lives: its start in seconds of the epoch, its memory in bytes, what it holds, what went wrong."""
+
+    pid: int
+    started: float
+    memory: int
+    loaded: frozenset[Key]
+    errors: Mapping[str, str]  # "name/version" -> sentence or traceback
 
 
 class Repository:
-    """The loaded models of one worker, by name; looking one up never touches the disk."""
+    """The loaded models of one worker; looking one up never touches the disk."""
 
-    def __init__(self, models: Iterable[Model]) -> None:
-        self._models = {model.name: model for model in models}
+    def __init__(self, state: State, settings: Settings) -> None:
+        """Load what `state` says, in a worker that has joined it; raise ModelLoadError for what cannot be."""
+        self._state = state
+        self._settings = settings
+        self._backlog = Backlog(settings.max_waiting)
+        self._started = time.time()
+        self._changing = threading.Lock()  # held while models come and go in this process
+        self._entries: dict[Key, Entry] = {}  # what is loaded
+        self._models: Mapping[Key, Model] = {}
+        self._defaults: Mapping[str, Model] = {}
+        self._errors: dict[str, str] = {}
+        desired = state.read()
+        models = {entry.key: self._load(entry) for entry in desired.entries() if entry.workers}
+        self._entries = {entry.key: entry for entry in desired.entries() if entry.workers}
+        self._show(models, desired)
+        for model in self.models:  # not before all are loaded: a worker that ends here serves none of them
+            model.meter.set_loaded()
+        state.note(desired.generation, self._report())
 
     @classmethod
-    def load(cls, settings: Settings) -> "Repository":
-        """Load the newest version of every model in the model store; raise ModelLoadError if one, or all, cannot be."""
-        store = settings.model_store
-        versions = scan(store)
-        if not versions:
-            raise ModelLoadError(f"There is no model in {store}; run `make train`, or set SERVEKIT_MODEL_STORE.")
-        newest = {name: str(found[-1]) for name, found in versions.items()}
-        backlog = Backlog(settings.max_waiting)
-        repository = cls(
-            load_model(name, version, store / name / version, settings, backlog) for name, version in newest.items()
-        )
-        for model in repository.models:  # not before all are loaded: a worker that ends here serves none of them
-            model.meter.set_loaded()
-        return repository
+    def load(cls, settings: Settings, state: State | None = None) -> "Repository":
+        """Return the models that `state` says; without one, the newest version of every model in the store.
+
+        Raises ModelLoadError if one of them, or all, cannot be loaded.
+        """
+        if state is None:
+            state = State.private(newest_entries(settings.model_store))
+        if not state.read().models and not settings.torchserve:
+            raise ModelLoadError(
+                f"There is no model in {settings.model_store}; run `make train`, or set SERVEKIT_MODEL_STORE."
+            )
+        return cls(state, settings)
+
+    # Looking up.
 
     @property
     def models(self) -> list[Model]:
-        """The loaded models, by name."""
-        return [self._models[name] for name in sorted(self._models)]
+        """The loaded models, by name and version."""
+        return [self._models[key] for key in sorted(self._models)]
 
-    def get(self, name: str) -> Model:
-        """Return the model called `name`; raise ModelNotFound."""
+    def get(self, name: str, version: str | None = None) -> Model:
+        """Return that version of the model called `name`, or its default one.
+
+        Raises ModelNotFound, VersionNotFound, or ModelNotLoaded for one that is registered without workers.
+        """
         try:
-            return self._models[name]
+            return self._defaults[name] if version is None else self._models[name, version]
         except KeyError:
-            loaded = ", ".join(sorted(self._models)) or "none"
-            raise ModelNotFound(f"That model is not loaded; the loaded ones: {loaded}.") from None
+            entry = self.find(name, version)
+            raise ModelNotLoaded(f"Version {entry.version} of that model is loaded in no worker.") from None
+
+    def find(self, name: str, version: str | None = None) -> Entry:
+        """Return what is registered as that version, or as the default one; raise ModelNotFound or VersionNotFound."""
+        desired = self.desired()
+        entry = desired.find(name, version)
+        if entry is not None:
+            return entry
+        if name in desired.models:
+            raise VersionNotFound("That version of the model is not loaded.")
+        loaded = ", ".join(sorted(desired.models)) or "none"
+        raise ModelNotFound(f"That model is not loaded; the loaded ones: {loaded}.")
+
+    def desired(self) -> Desired:
+        """Return what should be served, as of now."""
+        return self._state.read()
 
     def require_ready(self) -> None:
-        """Raise NotReady, with the reason, if no prediction can be made."""
+        """Raise NotReady, with the reason, if no prediction can be made, or not yet every one that should be."""
+        missing = [entry for entry in self.desired().entries() if entry.workers and entry.key not in self._models]
+        if missing:
+            raise NotReady(f"{len(missing)} of the models are not loaded.")
         if not self._models:
             raise NotReady("No model is loaded.")
+
+    def workers(self) -> list[WorkerStatus]:
+        """Return the workers that live, in the order of their start."""
+        return [
+            WorkerStatus(each.pid, each.started, memory_of(each.pid), frozenset(each.loaded), each.errors)
+            for each in self._state.reports()
+        ]
+
+    # Changing, for all workers. Each returns when every worker that lives has followed.
+
+    def register(self, entry: Entry) -> None:
+        """Add a version, loaded if `entry.workers` is above 0; the first version of a name becomes its default.
+
+        Raises VersionExists, ModelLoadError when it cannot be loaded here (nothing has changed then), or WorkersFailed
+        when another worker could not (it is taken out again).
+        """
+
+        def add(desired: Desired) -> Desired:
+            if entry.version in desired.models.get(entry.name, {}):
+                raise VersionExists("That version of the model is registered already.")
+            return desired.with_entry(entry)
+
+        self._change(add, undo=lambda desired: _without(desired, entry.key))
+
+    def replace(self, entry: Entry) -> None:
+        """Serve `entry` in the place of the default version of its name, which goes when all workers have followed.
+
+        Raises as `register` does.
+        """
+        old = self.desired().find(entry.name)
+
+        def swap(desired: Desired) -> Desired:
+            with_new = desired.with_entry(entry).with_default(entry.name, entry.version)
+            return with_new if old is None or old.key == entry.key else _without(with_new, old.key)
+
+        def undo(desired: Desired) -> Desired:
+            restored = desired if old is None else desired.with_entry(old).with_default(old.name, old.version)
+            return _without(restored, entry.key)
+
+        self._change(swap, undo)
+
+    def unregister(self, name: str, version: str | None = None) -> Entry:
+        """Take a version out, the default one if none is named, and return it; requests that run are answered.
+
+        Raises ModelNotFound, VersionNotFound, or DefaultVersionInUse while the model has other versions.
+        """
+        removed: list[Entry] = []
+
+        def remove(desired: Desired) -> Desired:
+            entry = self._find_in(desired, name, version)
+            if desired.defaults[name] == entry.version and len(desired.models[name]) > 1:
+                raise DefaultVersionInUse("The default version cannot be removed while there are others.")
+            removed.append(entry)
+            return desired.without(*entry.key)
+
+        self._change(remove)
+        self._state.drop_archive(removed[0].folder)
+        return removed[0]
+
+    def set_default(self, name: str, version: str) -> None:
+        """Answer requests that name no version by this one; raise ModelNotFound or VersionNotFound."""
+
+        def point(desired: Desired) -> Desired:
+            self._find_in(desired, name, version)
+            return desired.with_default(name, version)
+
+        self._change(point)
+
+    def scale(self, name: str, version: str | None, workers: int, max_workers: int) -> int:
+        """Ask for so many workers for a version, 0 to unload it; return how many are granted (`Settings.max_workers`).
+
+        There are as many workers as the version that asks for the most. Raises as `register` and `find` do.
+        """
+        granted = min(workers, self._settings.max_workers)
+        before: list[Entry] = []
+
+        def ask(desired: Desired) -> Desired:
+            entry = self._find_in(desired, name, version)
+            before.append(entry)
+            most = min(max_workers, self._settings.max_workers)
+            return desired.with_entry(dataclasses.replace(entry, workers=granted, max_workers=most))
+
+        self._change(ask, undo=lambda desired: desired.with_entry(before[0]))
+        return granted
+
+    def archive_folder(self) -> Path:
+        """Return the name of a new folder for an archive to be unpacked into; it goes when its entry goes."""
+        return self._state.archive_folder()
+
+    def drop_archive(self, folder: Path) -> None:
+        """Remove what was unpacked into a name of `archive_folder` and is not served."""
+        self._state.drop_archive(str(folder))
+
+    def note_failure(self, name: str, version: str, text: str) -> None:
+        """Keep `text`, a sentence or a traceback, as what went wrong last with a version; all workers can read it."""
+        self._errors[f"{name}/{version}"] = text
+        self._state.report(self._report())
+
+    # Following.
+
+    def follow(self) -> None:
+        """Apply every change of the desired state, for ever; run in a thread of its own in each worker."""
+        while True:
+            self._state.sleep(None)
+            try:
+                self._apply(self._state.read())
+            except Exception:  # it must go on following
+                log.exception("The desired state could not be applied")
+
+    def _change(self, step: Callable[[Desired], Desired], undo: Callable[[Desired], Desired] | None = None) -> None:
+        """Let `step` make the next state: try it here, write it, and wait for the others, who are named if they fail."""
+
+        def work() -> None:
+            with self._state.change() as desired:
+                new = step(desired)
+                generation = self._publish(new)
+                self._apply(self._state.read())
+                failed = self._failures(generation, desired, new)
+                if failed and undo is not None:
+                    self._state.write(undo(self._state.read()))
+                    self._apply(self._state.read())
+            if failed:
+                raise WorkersFailed(failed)
+
+        beside(work)
+
+    def _publish(self, desired: Desired) -> int:
+        """Load here what is new in `desired`, then write it; raise ModelLoadError, and change nothing, if that fails."""
+        with self._changing:
+            before = self._entries, self._models
+            try:
+                for entry in desired.entries():
+                    if entry.workers and not self._holds(entry):
+                        self._models = {**self._models, entry.key: self._load(entry)}
+                        self._entries = {**self._entries, entry.key: entry}
+                return self._state.write(desired)
+            except OSError as error:
+                self._entries, self._models = before
+                log.error("The desired state could not be written: %s", error.strerror)
+                raise WorkersFailed("The change could not be written down; nothing has changed.") from error
+            except BaseException:
+                self._entries, self._models = before
+                raise
+
+    def _failures(self, generation: int, old: Desired, new: Desired) -> str:
+        """Wait for all workers; return a sentence about those that could not follow, or ""."""
+        behind = self._state.wait(generation, LOAD_SECONDS)
+        if behind:
+            return f"{behind} of the workers did not follow within {LOAD_SECONDS:.0f} seconds."
+        keys = {entry.key for entry in new.entries() if entry.workers and entry != old.find(*entry.key)}
+        for worker in self._state.reports():
+            for key in sorted(keys - set(worker.loaded)):
+                return f"Worker {worker.pid} could not load it: {worker.errors.get('/'.join(key), 'it gave no reason')}"
+        return ""
+
+    def _apply(self, desired: Desired) -> None:
+        """Load what is new, then drop what is gone; what cannot be loaded is noted, and the old goes on."""
+        with self._changing:
+            wanted = {entry.key: entry for entry in desired.entries() if entry.workers}
+            models = {}
+            for key, entry in wanted.items():
+                try:
+                    models[key] = self._models[key] if self._holds(entry) else self._load(entry)
+                    self._entries[key] = entry
+                except ModelLoadError as error:
+                    log.error("%s/%s cannot be served: %s", *key, error)
+                    self._errors["/".join(key)] = str(error)
+                    if key in self._models:
+                        models[key] = self._models[key]
+            gone = [key for key in self._entries if key not in wanted]
+            for key in gone:
+                del self._entries[key]
+                self._errors.pop("/".join(key), None)
+            dropped = [self._models[key] for key in gone if key in self._models]
+            self._show(models, desired)
+            for model in models.values():
+                model.meter.set_loaded()
+            for model in dropped:
+                model.meter.set_loaded(False)
+            self._state.note(desired.generation, self._report())
+        if dropped:
+            del dropped, gone
+            gc.collect()  # a handler may refer to itself; its memory is not to wait
+
+    def _holds(self, entry: Entry) -> bool:
+        held = self._entries.get(entry.key)
+        return held is not None and entry.key in self._models and held.is_same_model(entry)
+
+    def _load(self, entry: Entry) -> Model:
+        def note(text: str) -> None:
+            self.note_failure(*entry.key, text)
+
+        try:
+            return load_entry(entry, self._settings, self._backlog, note)
+        except ModelLoadError:
+            observe_load_failure(*entry.key)
+            raise
+
+    def _show(self, models: Mapping[Key, Model], desired: Desired) -> None:
+        """Let requests see `models`."""
+        self._models = models
+        self._defaults = {
+            name: models[name, version] for name, version in desired.defaults.items() if (name, version) in models
+        }
+
+    def _report(self) -> Report:
+        return Report(os.getpid(), self._started, tuple(sorted(self._models)), copy.copy(self._errors))
+
+    def _find_in(self, desired: Desired, name: str, version: str | None) -> Entry:
+        return desired.find(name, version) or self.find(name, version)
+
+
+def memory_of(pid: int) -> int:
+    """Return the resident memory of a process in bytes; 0 if it has ended, or where there is no /proc."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _without(desired: Desired, key: Key) -> Desired:
+    return desired.without(*key) if desired.find(*key) else desired

@@ -21,6 +21,7 @@ from servekit.errors import ModelLoadError
 log = logging.getLogger(__name__)
 
 FILE_NAME = "model.json"
+STATE_FOLDER = ".servekit"  # in a model store; see servekit/state.py
 WEIGHTS = "model.pth"
 ONNX = "model.onnx"
 RETRAIN = "train the model again, or put back the folder as it was written"
@@ -101,7 +102,7 @@ def scan(store: Path) -> dict[str, list[int]]:
     versions: dict[str, list[int]] = {}
     for folder in sorted(store.glob("*/*")):
         name, version = folder.parent.name, folder.name
-        if version.startswith(".") or not folder.is_dir():
+        if name == STATE_FOLDER or version.startswith(".") or not folder.is_dir():
             continue
         if _NAME.fullmatch(name) and _VERSION.fullmatch(version):
             versions.setdefault(name, []).append(int(version))

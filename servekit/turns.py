@@ -5,20 +5,24 @@ answered, the jobs run together, and each request is resumed with its own rows. 
 Models whose passes are long compute in one thread beside the loop, which is woken when a pass is done.
 """
 
+import contextvars
 import logging
 import math
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from greenlet import getcurrent, greenlet
 
-from servekit.batcher import Job, expire, run_pass, take_batch
+from servekit.batcher import FULL, Job, Parts, Result, due, expire, run_pass, take_batch
+from servekit.errors import Overloaded
 
 MAX_FREE = 256  # greenlets kept for later requests; each holds a block of 16 KB for its Python frames
+MAX_ERRANDS = 64  # threads for what takes long and is no pass: changes of the models
 HOLD_SECONDS = 0.005  # a request that has held the loop for so long gives way where it can
 
 log = logging.getLogger(__name__)
@@ -32,6 +36,7 @@ class RequestGreenlet(greenlet):
     """
 
     pending = 0
+    waits = False  # for jobs, and not for its client
 
 
 class Turns:
@@ -44,6 +49,9 @@ class Turns:
         self._gave_way: deque[RequestGreenlet] = deque()
         self._free: list[RequestGreenlet] = []  # greenlets whose requests have ended
         self._thread = LongPasses(wake)
+        self._wake = wake
+        self._errands: queue.SimpleQueue[RequestGreenlet] = queue.SimpleQueue()  # requests that something has come for
+        self._errands_now = 0
         self._resumed = 0.0
 
     def start(self, function: Callable[..., None], *arguments: Any) -> None:
@@ -82,6 +90,34 @@ class Turns:
             for job in jobs:
                 run_pass([job])
             return
+        self._submit(request, jobs)
+        while request.pending:
+            self._wait(request)
+
+    def stream(self, job: Job, parts: Parts) -> Iterator[bytes]:
+        """Give, in a request, the parts of the answer of `job` as they come, until it is done."""
+        request = getcurrent()
+        if not isinstance(request, RequestGreenlet):
+            run_pass([job])
+            yield from parts.take()
+            return
+
+        def notify() -> None:
+            self._errands.put(request)
+            self._wake()
+
+        parts.notify = notify
+        self._submit(request, [job])
+        try:
+            while request.pending:
+                self._wait(request)
+                yield from parts.take()
+            yield from parts.take()
+        finally:  # the client may be gone, and the greenlet about to serve another
+            parts.notify = _nothing
+            job.owner, request.pending = None, 0
+
+    def _submit(self, request: RequestGreenlet, jobs: Sequence[Job]) -> None:
         request.pending = len(jobs)
         for job in jobs:
             job.owner = request
@@ -89,7 +125,11 @@ class Turns:
             self._thread.submit(jobs)
         else:
             self._waiting += jobs
+
+    def _wait(self, request: RequestGreenlet) -> None:
+        request.waits = True
         self._loop.switch()
+        request.waits = False
 
     def give_way(self) -> None:
         """Let the loop serve others before this request goes on, if it has held the loop for long."""
@@ -97,6 +137,34 @@ class Turns:
         if isinstance(request, RequestGreenlet) and time.monotonic() - self._resumed > HOLD_SECONDS:
             self._gave_way.append(request)
             self._loop.switch()
+
+    def beside(self, function: Callable[[], Result]) -> Result:
+        """Wait, in a request, for `function` to be done in a thread of its own; outside of requests call it at once.
+
+        Raises Overloaded when there are too many such threads.
+        """
+        request = getcurrent()
+        if not isinstance(request, RequestGreenlet):
+            return function()
+        if self._errands_now >= MAX_ERRANDS:
+            raise Overloaded(FULL)
+        future: Future[Result] = Future()
+        context = contextvars.copy_context()  # its log lines are the request's
+
+        def run() -> None:
+            try:
+                future.set_result(context.run(function))
+            except BaseException as error:  # noqa: B036 - raised again in the request
+                future.set_exception(error)
+            self._errands.put(request)
+            self._wake()
+
+        self._errands_now += 1
+        threading.Thread(target=run, name="servekit-errand", daemon=True).start()
+        while not future.done():
+            self._wait(request)
+        self._errands_now -= 1
+        return future.result()
 
     @property
     def has_work(self) -> bool:
@@ -109,12 +177,16 @@ class Turns:
         return self._thread.next_deadline()
 
     @property
-    def long_pass_began(self) -> float:
-        """When the pass in the thread began; infinity if none runs."""
-        return self._thread.began
+    def long_pass(self) -> tuple[float, float | None]:
+        """When the pass in the thread began, infinity if none runs, and how many seconds its model gives it."""
+        return self._thread.began, self._thread.max_seconds
 
     def turn(self) -> None:
         """Finish what the thread has done, run one pass of what waits here, and go on with who gave way."""
+        while not self._errands.empty():
+            request = self._errands.get()
+            if request.waits:
+                self.resume(request)
         self._settle(self._thread.take_done())
         self._settle(self._thread.expire())
         if self._waiting:
@@ -131,9 +203,10 @@ class Turns:
     def _settle(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             request = job.owner
-            request.pending -= 1
-            if not request.pending:
-                self.resume(request)
+            if request is not None:
+                request.pending -= 1
+                if not request.pending and request.waits:
+                    self.resume(request)
 
 
 class LongPasses:
@@ -146,6 +219,7 @@ class LongPasses:
         self._done: queue.SimpleQueue[list[Job]] = queue.SimpleQueue()
         self._is_started = False
         self.began = math.inf  # the pass that runs
+        self.max_seconds: float | None = None  # that its model gives it
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Add jobs to the end of the line."""
@@ -182,16 +256,23 @@ class LongPasses:
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not self._waiting:
-                    self._changed.wait()
-                batch = take_batch(self._waiting)
+                batch = self._next()
             if alive := expire(batch):
                 self._run(alive)
             self._done.put(batch)
             self._wake()
 
+    def _next(self) -> list[Job]:
+        """Wait for jobs, and for more where a model wants to, and take those of the next pass."""
+        while True:
+            now = time.monotonic()
+            first, until = due(self._waiting, now)
+            if first is not None:
+                return take_batch(self._waiting, first)
+            self._changed.wait(None if until == math.inf else until - now)
+
     def _run(self, batch: list[Job]) -> None:
-        self.began = time.monotonic()
+        self.began, self.max_seconds = time.monotonic(), batch[0].batcher.max_seconds
         try:
             run_pass(batch)
         except BaseException as error:  # noqa: B036 - raised again in the requests, where it does what it would do in the loop

@@ -28,6 +28,7 @@ from servekit.clients import Clients
 from servekit.config import ARRIVED, Settings
 from servekit.connection import ClientGone, Connection, Phase
 from servekit.gateway import Gateway, Response, refusal
+from servekit.hooks import worker_stops
 from servekit.http1 import Limits, Refused, Request
 from servekit.watchdog import Watchdog
 
@@ -178,8 +179,9 @@ class Worker(base.Worker):
         self.clients.expire(now)
         if self.board and self.alive:
             self.board.note(len(self.clients), now)
-        if now - self.turns.long_pass_began > self.stuck_seconds:
-            self.give_up(now - self.turns.long_pass_began)
+        began, seconds = self.turns.long_pass
+        if now - began > (self.stuck_seconds if seconds is None else seconds):
+            self.give_up(now - began)
 
     # Connections come and go.
 
@@ -233,6 +235,7 @@ class Worker(base.Worker):
 
     def _stop(self) -> None:
         """Take what waits in the accept queue, which this worker may be the last to see, and nothing after it."""
+        worker_stops()
         if self.board:
             self.board.leave()
         self.clients.stop()

@@ -4,11 +4,12 @@ from servekit import ext
 from servekit.blueprints import ops
 from servekit.config import Settings
 from servekit.repository import Repository
+from servekit.state import State
 
 
 def test_an_application_without_models_is_not_ready() -> None:
     app = Flask("test")
-    ext.init_app(app, Settings(), Repository([]))
+    ext.init_app(app, Settings(), Repository(State.private([]), Settings()))
     app.register_blueprint(ops.bp)
     client = app.test_client()
     for path in ("/health", "/health/ready"):
@@ -22,7 +23,7 @@ def test_an_http_error_without_a_sentence_of_ours_keeps_its_phrase_only() -> Non
     from werkzeug.exceptions import Gone
 
     app = Flask("test")
-    ext.init_app(app, Settings(), Repository([]))
+    ext.init_app(app, Settings(), Repository(State.private([]), Settings()))
 
     @app.get("/gone")
     def gone() -> None:

@@ -10,11 +10,11 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors", "config", "logs"},
     {"tensors", "metrics"},
-    {"codecs", "spec"},
+    {"codecs", "spec", "desired", "state"},
     {"engines", "handlers", "batcher"},
     {"model"},
     {"repository"},
-    {"payload", "ext", "lean", "middleware", "hooks"}
+    {"payload", "ext", "lean", "middleware", "hooks", "follow"}
     | {"board", "clients", "connection", "gateway", "http1", "turns", "watchdog", "worker"},
     {"blueprints"},
     {"app"},

@@ -7,6 +7,7 @@ from servekit.config import Settings
 from servekit.errors import ModelLoadError, ModelNotFound, NotReady
 from servekit.repository import Repository
 from servekit.spec import scan
+from servekit.state import State
 from tests.versions import write_regressor
 
 
@@ -47,4 +48,4 @@ def test_what_is_no_version_is_passed_over(tmp_path: Path, caplog: pytest.LogCap
 
 def test_a_repository_without_models_is_not_ready() -> None:
     with pytest.raises(NotReady, match="No model is loaded"):
-        Repository([]).require_ready()
+        Repository(State.private([]), Settings()).require_ready()

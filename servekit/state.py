@@ -1,0 +1,300 @@
+"""What should be served: one file under a lock, a generation in shared memory, and a slot for each worker.
+
+The master makes a `State` before it forks. Whoever changes what should be served writes the file by an atomic rename and
+wakes the workers; each applies it and notes in its slot how far it is. Standard library only: the master imports this.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import logging
+import mmap
+import os
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+from servekit.desired import Desired, Entry
+from servekit.errors import Overloaded
+from servekit.spec import STATE_FOLDER
+
+log = logging.getLogger(__name__)
+
+LOCK_SECONDS = 120.0  # for those that change something to finish
+POLL_SECONDS = 0.01  # between two looks at a lock, or at the slots
+
+_DESIRED, _LOCK, _SLOTS, _OWNER, _ARCHIVES = "desired.json", "lock", "slots", "owner", "archives"
+_WORD = 8  # bytes of a number
+_FREE, _NOT_YET = 0, -1
+_RING = (1).to_bytes(8, sys.byteorder)  # an eventfd takes eight bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a worker says of itself: since when it runs (seconds of the epoch), what it holds, and what went wrong."""
+
+    pid: int
+    started: float
+    loaded: tuple[tuple[str, str], ...] = ()
+    errors: Mapping[str, str] = dataclasses.field(default_factory=dict)  # "name/version" -> sentence or traceback
+
+
+class State:
+    """The desired state of one server, and what its workers have made of it; made before the fork."""
+
+    def __init__(self, folder: Path, slots: int) -> None:
+        """`folder` exists and is this server's alone; `slots` bounds the workers that live at the same time."""
+        self.folder = folder
+        self._slots = slots
+        memory = memoryview(mmap.mmap(-1, _WORD * (2 + 2 * slots))).cast("q")
+        self._generation, self._workers = memory[:1], memory[1:2]
+        self._pids, self._applied = memory[2 : 2 + slots], memory[2 + slots :]
+        self._bells = [_bell() for _ in range(slots)]
+        weakref.finalize(self, _silence, self._bells)
+        self._slot: int | None = None
+        self._master = os.getpid()
+        self._owner: IO[str] | None = None
+        self._known = Desired()
+        self.write(self._known)
+
+    @classmethod
+    def create(cls, store: Path, slots: int) -> "State":
+        """Return a new state, beside the models in `store` if that can be written and no other server's state is there."""
+        owner: IO[str] | None = None
+        try:
+            folder = store.resolve() / STATE_FOLDER
+            folder.mkdir(mode=0o700, exist_ok=True)
+            owner = (folder / _OWNER).open("a+")
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left_over in folder.iterdir():  # of a server that was killed
+                if left_over.name != _OWNER:
+                    shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
+            state = cls(folder, slots)
+        except OSError:  # it does not exist, is read-only, full, or another server's
+            folder = Path(tempfile.mkdtemp(prefix="servekit-state-"))
+            state = cls(folder, slots)
+            weakref.finalize(state, _remove, folder, os.getpid())
+        state._owner = owner  # the lock lasts as long as a process of this server
+        return state
+
+    @classmethod
+    def private(cls, entries: list[Entry]) -> "State":
+        """Return the state of a server that is this process alone, in a temporary folder."""
+        folder = Path(tempfile.mkdtemp(prefix="servekit-state-"))
+        state = cls(folder, slots=1)
+        weakref.finalize(state, _remove, folder, os.getpid())
+        state.write(Desired.of(entries))
+        state.join()
+        return state
+
+    # What should be.
+
+    def read(self) -> Desired:
+        """Return the desired state as it is now; the file is read only if it has changed."""
+        if self._known.generation != self._generation[0]:
+            self._known = read_desired(self.folder)
+        return self._known
+
+    @contextlib.contextmanager
+    def change(self) -> Iterator[Desired]:
+        """Hold the lock, and give the state as it is; raise Overloaded if others hold it for too long."""
+        with self._locked(_LOCK):
+            yield read_desired(self.folder)
+
+    def write(self, desired: Desired, wakes: bool = True) -> int:
+        """Make `desired` what should be served, and return its generation; whoever calls this holds the lock."""
+        generation = max(self._generation[0], desired.generation) + 1
+        path, new = self.folder / _DESIRED, self.folder / f"{_DESIRED}.{os.getpid()}"
+        with new.open("w", encoding="utf-8") as file:
+            file.write(dataclasses.replace(desired, generation=generation).to_json())
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+        self._generation[0] = generation
+        if self._workers[0] != desired.workers:
+            self._workers[0] = desired.workers
+            if os.getpid() != self._master:
+                os.kill(self._master, signal.SIGCHLD)  # Gunicorn looks at its workers, then
+        if wakes:
+            self.wake()
+        return generation
+
+    @property
+    def workers(self) -> int:
+        """How many workers there should be."""
+        return self._workers[0]
+
+    def archive_folder(self) -> Path:
+        """Return a new folder's name, for an archive to be unpacked into; its parent exists."""
+        parent = self.folder / _ARCHIVES
+        parent.mkdir(mode=0o700, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=parent)) / "model"
+
+    def drop_archive(self, folder: str) -> None:
+        """Remove what was unpacked into a name of `archive_folder`; other folders are left alone."""
+        parent = Path(folder).parent
+        if parent.parent == self.folder / _ARCHIVES:
+            shutil.rmtree(parent, ignore_errors=True)
+
+    # What is.
+
+    def join(self) -> None:
+        """Take a slot in this process, a worker."""
+        with self._locked(_SLOTS):
+            self._slot = next((slot for slot in range(self._slots) if self._pids[slot] == _FREE), None)
+            if self._slot is None:
+                raise RuntimeError("there are more workers than slots")
+            self._applied[self._slot] = _NOT_YET
+            self._pids[self._slot] = os.getpid()
+
+    def leave(self) -> None:
+        """Free the slot of this worker, which stops: nobody waits for it any more."""
+        if self._slot is not None:
+            self._pids[self._slot] = _FREE
+            self._slot = None
+
+    def note(self, generation: int, report: Report) -> None:
+        """Note that this worker has applied `generation`, with what came of it."""
+        if self._slot is not None:
+            self.report(report)
+            self._applied[self._slot] = generation
+
+    def report(self, report: Report) -> None:
+        """Write what this worker says of itself, for others to read."""
+        if self._slot is None:
+            return
+        path = self.folder / f"worker-{self._slot}.json"
+        new = path.with_suffix(f".{os.getpid()}.{time.monotonic_ns()}")
+        try:
+            new.write_text(json.dumps(dataclasses.asdict(report)), encoding="utf-8")
+            new.replace(path)
+        except OSError as error:  # the disk is full: serving goes on
+            log.warning("What this worker holds cannot be written down: %s", error.strerror)
+
+    def reports(self) -> list[Report]:
+        """Return what the workers that live say of themselves, in the order of their start."""
+        living = set(self._pids) - {_FREE}
+        return [report for report in read_reports(self.folder) if report.pid in living]
+
+    def wait(self, generation: int, seconds: float) -> int:
+        """Wait until as many workers as there should be have applied `generation`; return how many have not in time."""
+        until = time.monotonic() + seconds
+        while True:
+            slots = [done for pid, done in zip(self._pids, self._applied, strict=True) if pid != _FREE]
+            behind = sum(done < generation for done in slots) + abs(self._expected() - len(slots))
+            if not behind or time.monotonic() > until:
+                return behind
+            time.sleep(POLL_SECONDS)
+
+    def forget(self, pid: int) -> None:
+        """Free the slot of a worker that has ended; the master calls this. What it wrote last becomes known to all."""
+        for slot in range(self._slots):
+            if self._pids[slot] == pid:
+                self._pids[slot] = _FREE
+        written = read_desired(self.folder).generation
+        if written > self._generation[0]:  # it ended between the file and the shared memory
+            self._generation[0] = written
+            self.wake()
+
+    # Waking.
+
+    def wake(self) -> None:
+        """Make every worker look at the desired state."""
+        for _, end in self._bells:
+            with contextlib.suppress(BlockingIOError):  # it is full of wake-ups
+                os.write(end, _RING)
+
+    def sleep(self, seconds: float | None) -> None:
+        """Block, in a worker, until woken or for that long."""
+        if self._slot is None:
+            raise RuntimeError("a worker that has left follows no more")
+        end = self._bells[self._slot][0]
+        select.select([end], [], [], seconds)
+        with contextlib.suppress(BlockingIOError):
+            os.read(end, 4096)
+
+    def claim(self, what: str) -> IO[str] | None:
+        """Return a file that is locked as long as it is open, or None: only one worker at a time does `what`."""
+        file = (self.folder / f"{what}.lock").open("w")
+        if _lock(file):
+            return file
+        file.close()
+        return None
+
+    def _expected(self) -> int:
+        return min(self.workers, self._slots)  # a private state has but one
+
+    def close(self) -> None:
+        """Remove the files; done by the master when the server ends."""
+        if os.getpid() == self._master:
+            _remove(self.folder, self._master)
+
+    @contextlib.contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        with (self.folder / name).open("w") as file:
+            until = time.monotonic() + LOCK_SECONDS
+            while not _lock(file):
+                if time.monotonic() > until:
+                    raise Overloaded("Another change of the models is still under way; try again later.")
+                time.sleep(POLL_SECONDS)
+            yield
+
+
+def read_desired(folder: Path) -> Desired:
+    """Return the desired state that is written in `folder`."""
+    return Desired.from_json((folder / _DESIRED).read_text(encoding="utf-8"))
+
+
+def read_reports(folder: Path) -> list[Report]:
+    """Return what workers have written in `folder`, in the order of their start; some may have ended since."""
+    reports = []
+    for path in folder.glob("worker-*.json"):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        reports.append(Report(**{**value, "loaded": tuple(map(tuple, value["loaded"]))}))
+    return sorted(reports, key=lambda report: report.started)
+
+
+def is_served(store: Path) -> bool:
+    """Return True if a server that keeps its state beside the models in `store` runs."""
+    try:
+        with (store / STATE_FOLDER / _OWNER).open() as file:
+            return not _lock(file, fcntl.LOCK_SH)
+    except OSError:
+        return False
+
+
+def _lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _bell() -> tuple[int, int]:
+    """Return two descriptors, which may be the same one: what is written to the second wakes who waits for the first."""
+    if hasattr(os, "eventfd"):
+        bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        return bell, bell
+    ends = os.pipe()
+    for end in ends:
+        os.set_blocking(end, False)
+    return ends
+
+
+def _silence(bells: list[tuple[int, int]]) -> None:
+    for descriptor in {end for bell in bells for end in bell}:
+        os.close(descriptor)
+
+
+def _remove(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:  # its workers are forks, which end, too
+        shutil.rmtree(folder, ignore_errors=True)
