@@ -20,7 +20,6 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
 
 from servekit.desired import Desired, Entry
 from servekit.errors import Overloaded
@@ -61,28 +60,27 @@ class State:
         weakref.finalize(self, _silence, self._bells)
         self._slot: int | None = None
         self._master = os.getpid()
-        self._owner: IO[str] | None = None
         self._known = Desired()
         self.write(self._known)
 
     @classmethod
     def create(cls, store: Path, slots: int) -> "State":
         """Return a new state, beside the models in `store` if that can be written and no other server's state is there."""
-        owner: IO[str] | None = None
         try:
             folder = store.resolve() / STATE_FOLDER
             folder.mkdir(mode=0o700, exist_ok=True)
-            owner = (folder / _OWNER).open("a+")
-            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            owner = _try_lock(folder / _OWNER)
+            if owner is None:
+                raise BlockingIOError
             for left_over in folder.iterdir():  # of a server that was killed
                 if left_over.name != _OWNER:
                     shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
             state = cls(folder, slots)
+            weakref.finalize(state, os.close, owner)  # the lock lasts as long as a process of this server
         except OSError:  # it does not exist, is read-only, full, or another server's
             folder = Path(tempfile.mkdtemp(prefix="servekit-state-"))
             state = cls(folder, slots)
             weakref.finalize(state, _remove, folder, os.getpid())
-        state._owner = owner  # the lock lasts as long as a process of this server
         return state
 
     @classmethod
@@ -221,31 +219,28 @@ class State:
         with contextlib.suppress(BlockingIOError):
             os.read(end, 4096)
 
-    def claim(self, what: str) -> IO[str] | None:
-        """Return a file that is locked as long as it is open, or None: only one worker at a time does `what`."""
-        file = (self.folder / f"{what}.lock").open("w")
-        if _lock(file):
-            return file
-        file.close()
-        return None
+    def claim(self, what: str) -> int | None:
+        """Return a descriptor whose lock lasts until it is closed, or None: one worker at a time does `what`."""
+        return _try_lock(self.folder / f"{what}.lock")
+
+    def close(self) -> None:
+        """Remove the files; done by the master when the server ends."""
+        _remove(self.folder, self._master)
 
     def _expected(self) -> int:
         return min(self.workers, self._slots)  # a private state has but one
 
-    def close(self) -> None:
-        """Remove the files; done by the master when the server ends."""
-        if os.getpid() == self._master:
-            _remove(self.folder, self._master)
-
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        with (self.folder / name).open("w") as file:
-            until = time.monotonic() + LOCK_SECONDS
-            while not _lock(file):
-                if time.monotonic() > until:
-                    raise Overloaded("Another change of the models is still under way; try again later.")
-                time.sleep(POLL_SECONDS)
+        until = time.monotonic() + LOCK_SECONDS
+        while (lock := _try_lock(self.folder / name)) is None:
+            if time.monotonic() > until:
+                raise Overloaded("Another change of the models is still under way; try again later.")
+            time.sleep(POLL_SECONDS)
+        try:
             yield
+        finally:
+            os.close(lock)
 
 
 def read_desired(folder: Path) -> Desired:
@@ -264,19 +259,22 @@ def read_reports(folder: Path) -> list[Report]:
 
 def is_served(store: Path) -> bool:
     """Return True if a server that keeps its state beside the models in `store` runs."""
-    try:
-        with (store / STATE_FOLDER / _OWNER).open() as file:
-            return not _lock(file, fcntl.LOCK_SH)
-    except OSError:
-        return False
+    path = store / STATE_FOLDER / _OWNER
+    lock = _try_lock(path) if path.exists() else None
+    if lock is not None:
+        os.close(lock)
+    return path.exists() and lock is None
 
 
-def _lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
+def _try_lock(path: Path) -> int | None:
+    """Return a descriptor of the file at `path`, locked until it is closed or its process ends, or None."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
-    return True
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _bell() -> tuple[int, int]:
