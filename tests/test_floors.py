@@ -10,14 +10,15 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors", "config", "logs"},
     {"tensors", "metrics"},
-    {"codecs", "spec", "desired", "state"},
+    {"codecs", "spec", "desired", "state", "archive", "imports", "ts"},
     {"engines", "handlers", "batcher"},
     {"model"},
     {"repository"},
-    {"payload", "ext", "lean", "middleware", "hooks", "follow"}
+    {"payload", "ext", "lean", "middleware", "hooks", "follow", "torchserve"}
     | {"board", "clients", "connection", "gateway", "http1", "turns", "watchdog", "worker"},
     {"blueprints"},
-    {"app"},
+    {"app", "server"},
+    {"archiver", "cli", "__main__"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 WEB = {"flask", "werkzeug", "gunicorn", "wsgiref"}
