@@ -4,6 +4,7 @@
     ├── StartupError              the server refuses to start
     │   ├── SettingError          an unknown or impossible setting
     │   └── ModelLoadError        a model folder that cannot be served
+    │       └── ArchiveRefused    a model archive that cannot be unpacked, read or written
     └── RequestError              a request gets no prediction
         ├── InvalidInput          400  what was sent cannot be understood
         ├── ModelNotFound         404  no such model is loaded
@@ -40,6 +41,10 @@ class SettingError(StartupError):
 
 class ModelLoadError(StartupError):
     """A model folder that is missing, damaged, or does not fit its network."""
+
+
+class ArchiveRefused(ModelLoadError):
+    """A model archive that cannot be unpacked, read or written; the message names the file, without its folder."""
 
 
 class RequestError(ServekitError):
