@@ -11,6 +11,7 @@
         │   └── VersionNotFound   404  no such version of it is loaded
         ├── VersionExists         409  that version is registered already
         ├── DefaultVersionInUse   403  the default version cannot go while there are others
+        ├── HandlerFailed         500  the model's own code gave no answer, or chose its status
         ├── PayloadTooLarge       413  the body or the batch is over a limit
         ├── UnsupportedMediaType  415  a content type that no one reads here
         ├── NotReady              503  nothing can be predicted yet
@@ -25,6 +26,7 @@ path, no traceback and nothing of the payload; a `StartupError` is read by the o
 """
 
 from http import HTTPStatus
+from typing import cast
 
 
 class ServekitError(Exception):
@@ -80,6 +82,20 @@ class DefaultVersionInUse(RequestError):
     """The default version of a model cannot be removed while there are others."""
 
     status = HTTPStatus.FORBIDDEN
+
+
+class HandlerFailed(RequestError):
+    """The code of a model's archive gave no answer for a batch.
+
+    The message is one that TorchServe's clients know ("Prediction failed"), or the handler's own; so is the status.
+    """
+
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+
+    def __init__(self, message: str, status: int = HTTPStatus.INTERNAL_SERVER_ERROR) -> None:
+        super().__init__(message)
+        # A handler may choose a number that HTTPStatus does not know, such as 599.
+        self.status = cast(HTTPStatus, status)
 
 
 class PayloadTooLarge(RequestError):
