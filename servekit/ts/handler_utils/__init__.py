@@ -1,0 +1,1 @@
+"""Parts that handlers are built from."""

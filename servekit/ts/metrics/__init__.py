@@ -1,0 +1,1 @@
+"""The metrics that handlers count for themselves."""

@@ -1,0 +1,1 @@
+"""The handlers that archives name or derive from."""
