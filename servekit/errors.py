@@ -93,9 +93,12 @@ class HandlerFailed(RequestError):
     status = HTTPStatus.INTERNAL_SERVER_ERROR
 
     def __init__(self, message: str, status: int = HTTPStatus.INTERNAL_SERVER_ERROR) -> None:
-        super().__init__(message)
+        super().__init__(message, status)
         # A handler may choose a number that HTTPStatus does not know, such as 599.
         self.status = cast(HTTPStatus, status)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class PayloadTooLarge(RequestError):

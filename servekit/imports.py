@@ -63,8 +63,9 @@ class Modules:
             raise ModuleNotFoundError(f"No module named {plain!r}", name=plain) from None
 
     def has(self, name: str) -> bool:
-        """Return True if the archive has a top-level module or package `name`, folders without any code apart."""
-        spec = self._find(name)
+        """Return True if the archive has a module or package `name` ("handler", "pkg.x"), folders of data apart."""
+        parent, _, last = name.rpartition(".")
+        spec = PathFinder.find_spec(last, [str(Path(folder, *parent.split("."))) for folder in self.folders])
         return spec is not None and spec.loader is not None
 
     def owns(self, name: str) -> bool:
@@ -110,12 +111,23 @@ class Modules:
     ) -> ModuleType:
         """Do what the statements `import` and `from ... import` need, as `builtins.__import__` does."""
         if level == 0 and self.owns(name):
+            if isinstance(fromlist, list):
+                return self._import_for_c(name)
             module = self.load(name)
             if not fromlist:
                 return sys.modules[f"{self.name}.{name.partition('.')[0]}"]
             return builtins.__import__(module.__name__, globals, locals, fromlist, 0)
         module = builtins.__import__(name, globals, locals, fromlist or (), level)
         return self._importlib if module is importlib else module
+
+    def _import_for_c(self, name: str) -> ModuleType:
+        """Import for C code, such as that of pickle, which the archive has called: it looks into `sys.modules` itself.
+
+        Of Python's own ways to import, that of C alone passes a list (PyImport_Import in CPython's import.c).
+        """
+        if _scope.get() is None:  # a thread that the archive has started, and that runs nothing else
+            _scope.set(self)
+        return builtins.__import__(name)
 
 
 class _ArchiveLoader(SourceFileLoader):

@@ -131,6 +131,22 @@ def test_others_find_plain_names_within_the_scope_only(tmp_path: Path) -> None:
         pickle.loads(data)
 
 
+def test_pickles_that_the_archive_itself_reads_find_its_classes(tmp_path: Path) -> None:
+    text = "import pickle\ndef go():\n    return pickle.loads(b'\\x80\\x04cnet\\nNet\\n.')"
+    modules = Modules([archive(tmp_path, handler=text, net="class Net:\n    pass")])
+    handler, net = modules.load("handler"), modules.load("net")
+    with modules.scope():
+        assert handler.go() is net.Net
+    found: list[type] = []
+    thread = threading.Thread(target=lambda: found.append(handler.go()))
+    thread.start()
+    thread.join()
+    assert found == [net.Net] and current() is None
+    with modules.scope():
+        pass
+    assert "net" not in sys.modules
+
+
 def test_scopes_of_two_archives_at_once_see_each_its_own(tmp_path: Path) -> None:
     both = [Modules([archive(tmp_path / name, net=f"class Net:\n    name = '{name}'")]) for name in "ab"]
     wrong: list[str] = []

@@ -29,6 +29,7 @@ class MicroBatching:
 
     @parallelism.setter
     def parallelism(self, parallelism: dict[str, int]) -> None:
+        """Start as many threads a step."""
         if set(parallelism) - set(STEPS):
             raise ValueError(f"The steps whose threads can be set are {', '.join(STEPS)}.")
         self._parallelism.update(parallelism)

@@ -1,6 +1,6 @@
 """The units of metrics: short as handlers write them, in words as they are reported."""
 
-UNITS = {
+UNITS: dict[str | None, str] = {
     "ms": "Milliseconds",
     "s": "Seconds",
     "percent": "Percent",
@@ -10,6 +10,7 @@ UNITS = {
     "MB": "Megabytes",
     "GB": "Gigabytes",
     "": "unit",
+    None: "unit",
 }
 
 
@@ -18,4 +19,4 @@ class Units:
 
     def __init__(self) -> None:
         """Give each its own copy, as handlers may add to it."""
-        self.units: dict[str | None, str] = {**UNITS, None: "unit"}
+        self.units = dict(UNITS)

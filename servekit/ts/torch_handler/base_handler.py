@@ -15,7 +15,7 @@ from servekit.ts.utils.util import PredictionException, load_label_mapping
 log = logging.getLogger(__name__)
 
 
-class BaseHandler(abc.ABC):
+class BaseHandler(abc.ABC):  # noqa: B024  (what derives from it may be told apart by its metaclass)
     """Override `preprocess`, `inference` or `postprocess`; `handle` calls one after the other."""
 
     def __init__(self) -> None:

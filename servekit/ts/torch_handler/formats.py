@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import pickle
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -70,8 +71,10 @@ def load_torchscript(path: str, device: Any) -> Any:
     """Return the TorchScript module in a file; raise RuntimeError if it holds something else."""
     import torch
 
+    # Archives hold what they hold: that torch would rather have another format is no news for whoever serves them.
+    warnings.filterwarnings("ignore", r"`torch\.jit\.load` is deprecated", DeprecationWarning)
     try:
-        return torch.jit.load(path, map_location=device)
+        return torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         if "PytorchStreamReader" not in str(error) and "constants.pkl" not in str(error):
             raise

@@ -56,7 +56,8 @@ class TextHandler(BaseHandler, abc.ABC):
         """Return the number of `token`; that of "<unk>", or 0 without one, for those that the vocabulary lacks."""
         vocabulary = self.source_vocab
         if isinstance(vocabulary, dict):
-            return int(vocabulary.get(token, vocabulary.get("<unk>", 0)))
+            vocabulary = {"<unk>": 0} | vocabulary
+            return int(vocabulary.get(token, vocabulary["<unk>"]))
         return int(vocabulary[token])
 
     def _expand_contractions(self, text: str) -> str:

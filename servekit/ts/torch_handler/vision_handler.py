@@ -3,6 +3,7 @@
 import abc
 import base64
 import binascii
+import importlib
 import io
 import threading
 from typing import Any
@@ -30,11 +31,11 @@ class VisionHandler(BaseHandler, abc.ABC):
         """The integrated gradients of the model; made when explanations are asked for first."""
         if self._gradients is None:
             try:
-                from captum.attr import IntegratedGradients
+                captum = importlib.import_module("captum.attr")
             except ImportError:
                 sentence = "Explanations need the package captum, which is not installed on the server."
                 raise PredictionException(sentence, 501) from None
-            self._gradients = IntegratedGradients(self.model)
+            self._gradients = captum.IntegratedGradients(self.model)
         return self._gradients
 
     @timed

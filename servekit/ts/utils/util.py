@@ -20,7 +20,7 @@ class PredictionException(Exception):  # noqa: N818  (handlers know it by this n
 
     def __init__(self, message: str, error_code: int = 500) -> None:
         """Take the words and the status."""
-        super().__init__(message)
+        super().__init__(message, error_code)
         self.message = message
         self.error_code = error_code
 

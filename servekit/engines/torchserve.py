@@ -1,0 +1,207 @@
+"""The torchserve engine: the handler of a model archive, called as TorchServe calls it."""
+
+import contextlib
+import copy
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from servekit import ts
+from servekit.errors import HandlerFailed, ModelLoadError
+from servekit.imports import Modules
+from servekit.tensors import Tensors
+from servekit.ts.answers import to_bytes
+from servekit.ts.blame import describe, traceback_of
+from servekit.ts.context import Context
+from servekit.ts.entry import Entry, envelope, find_entry
+from servekit.ts.exchange import HandlerRequest, HandlerResponse, Parameter, processor_of, response_of, row_of
+from servekit.ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
+from servekit.ts.metrics.sinks import Sink, drop, using
+from servekit.ts.place import working_in
+
+__all__ = ["HandlerRequest", "HandlerResponse", "Parameter", "Sink", "TorchServeEngine", "to_bytes"]
+
+log = logging.getLogger(__name__)
+
+FAILED = "Prediction failed"
+NO_LIST = "Invalid model predict output"
+WRONG_LENGTH = "number of batch response mismatched"
+UNWRITABLE = "Unsupported model output data type."
+NO_MEMORY = "Out of resources"
+DIED = "Worker died."
+# words of torch's CPU allocator, which has no exception of its own
+_MEMORY_WORDS = ("CUDA", "can't allocate memory")
+
+
+class TorchServeEngine:
+    """Runs a handler: a batch of requests in, as many answers out, in the thread that calls it.
+
+    Handlers are written for a process of their own, so one batch runs at a time; the modules of the archive, and while
+    its code runs the working directory of the thread, are its own.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        options: Mapping[str, Any],
+        on_failure: Callable[[str], None] = lambda text: None,
+        sink: Sink = drop,
+    ) -> None:
+        """Load and initialise the handler of the archive that lies unpacked in `folder`.
+
+        `options`: model_name, model_version, manifest (dict), handler, batch_size, model_config (dict),
+        service_envelope, gpu_id, requirements (a folder of packages), trusted_only, decode_input, limit_max_image_pixels;
+        all may be missing. `on_failure` is given the traceback of each batch that fails, `sink` the handler's metrics.
+        Raise ModelLoadError with the error and the line of the archive that it comes from.
+        """
+        self._folder = folder.resolve()
+        self._on_failure, self._sink = on_failure, sink
+        self._decode = bool(options.get("decode_input", True))
+        self._lock = threading.Lock()
+        ts.install()
+        packages = [Path(options["requirements"])] if options.get("requirements") else []
+        self._modules = Modules([self._folder, *packages])
+        self._context = _context(self._folder, options, sink)
+        try:
+            with self._running():
+                self._entry = _load(self._modules, options, self._context)
+        except (Exception, SystemExit) as error:
+            _let_the_process_end(error)
+            self._modules.forget()
+            name = options.get("model_name") or folder.name
+            raise ModelLoadError(f"The model {name} cannot be loaded: {describe(error, self._folder)}.") from error
+        self.device = _device_of(self._entry)
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        """Return {"response": HandlerResponses (N,)} for {"request": HandlerRequests (N,)}.
+
+        Raise HandlerFailed, for all of them, when the handler gives no answers; `on_failure` has been told why.
+        """
+        requests: Sequence[HandlerRequest] = tensors["request"].tolist()
+        responses = np.empty(len(requests), dtype=object)
+        with self._lock:
+            responses[:] = self._answer(requests)
+        return {"response": responses}
+
+    def close(self) -> None:
+        """Let go of handler, model and modules; no batch may come after that."""
+        self._entry = Entry(_closed, _closed)
+        self._modules.forget()
+
+    def _answer(self, requests: Sequence[HandlerRequest]) -> list[HandlerResponse]:
+        parts = self._begin(requests)
+        data = [row_of(request, self._decode) for request in requests]
+        started = time.perf_counter()
+        try:
+            with self._running():
+                results = self._entry.handle(data, self._context)
+        except (Exception, SystemExit) as error:
+            _let_the_process_end(error)
+            self._on_failure(traceback_of(error, self._folder))
+            raise _failure(error) from error
+        self._check(results, len(requests))
+        self._context.metrics.add_time("PredictionTime", round((time.perf_counter() - started) * 1000, 2))
+        responses = [self._response(item, index) for index, item in enumerate(results)]
+        for response, early in zip(responses, parts, strict=True):
+            response.body = b"".join([*early, response.body])
+        return responses
+
+    def _begin(self, requests: Sequence[HandlerRequest]) -> list[list[bytes]]:
+        """Tell the context of the requests; return lists for the parts of answers whose request takes none."""
+        context = self._context
+        context.request_ids = {index: request.id for index, request in enumerate(requests)}
+        context.request_processor = [processor_of(request) for request in requests]
+        context.metrics.set_request_ids(context.request_ids)
+        parts: list[list[bytes]] = [[] for _ in requests]
+        sends = [request.send or early.append for request, early in zip(requests, parts, strict=True)]
+        context.send_part = lambda index, part: sends[index](part)
+        return parts
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        with self._modules.scope(), using(self._sink), working_in(self._folder):
+            yield
+
+    def _check(self, results: Any, expected: int) -> None:
+        if not isinstance(results, list):
+            self._on_failure(f"The handler must return a list, but it returned {type(results).__name__}.")
+            raise HandlerFailed(NO_LIST, 503)
+        if len(results) != expected:
+            self._on_failure(f"The handler returned {len(results)} answers to a batch of {expected} requests.")
+            raise HandlerFailed(WRONG_LENGTH, 503)
+
+    def _response(self, item: Any, index: int) -> HandlerResponse:
+        try:
+            return response_of(item, self._context, index)
+        except TypeError as error:
+            self._on_failure(f"The handler's answer number {index} cannot be written: {error}.")
+            raise HandlerFailed(UNWRITABLE, 503) from error
+        except Exception as error:  # what the handler has set in the context
+            self._on_failure(f"The handler's answer number {index} cannot be sent: {error}.")
+            raise HandlerFailed(FAILED, 503) from error
+
+
+def _context(folder: Path, options: Mapping[str, Any], sink: Sink) -> Context:
+    name, version = options.get("model_name") or folder.name, options.get("model_version") or "1.0"
+    manifest = copy.deepcopy(dict(options.get("manifest") or {}))
+    described = {"modelName": name, "modelVersion": version}
+    manifest["model"] = {**described, **(manifest.get("model") or {})}
+    context = Context(
+        name,
+        str(folder),
+        manifest,
+        options.get("batch_size") or 1,
+        options.get("gpu_id"),
+        ts.__version__,
+        bool(options.get("limit_max_image_pixels", True)),
+        MetricsCacheYamlImpl(model_name=name, sink=sink),
+        copy.deepcopy(dict(options.get("model_config") or {})),
+    )
+    context.system_properties["trusted_only"] = bool(options.get("trusted_only"))
+    return context
+
+
+def _load(modules: Modules, options: Mapping[str, Any], context: Context) -> Entry:
+    handler = options.get("handler") or context.manifest["model"].get("handler")
+    if not handler:
+        raise ValueError("the archive names no handler; give one when it is registered")
+    entry = find_entry(modules, handler, bool(options.get("trusted_only")))
+    if options.get("service_envelope"):
+        entry.handle = envelope(options["service_envelope"], entry.handle)
+    entry.initialize(context)
+    return entry
+
+
+def _device_of(entry: Entry) -> str:
+    return "cuda" if str(getattr(entry.owner, "device", "cpu")).startswith("cuda") else "cpu"
+
+
+def _let_the_process_end(error: BaseException) -> None:
+    """Raise SystemExit on in the main thread, where Gunicorn's signal handlers raise it too."""
+    if isinstance(error, SystemExit) and threading.current_thread() is threading.main_thread():
+        raise error
+
+
+def _failure(error: BaseException) -> HandlerFailed:
+    """Return what the clients are told of an error that the handler raised."""
+    if isinstance(error, SystemExit):
+        return HandlerFailed(DIED, 500)
+    if isinstance(error, MemoryError) or any(word in str(error) for word in _MEMORY_WORDS):
+        return HandlerFailed(NO_MEMORY, 507)
+    for home in ("servekit.ts.utils.util", "ts.utils.util"):  # ours, and that of a TorchServe that is installed
+        cls = getattr(sys.modules.get(home), "PredictionException", ())
+        if isinstance(error, cls):
+            code = getattr(error, "error_code", 500)
+            is_status = isinstance(code, int) and 200 <= code <= 999
+            return HandlerFailed(str(getattr(error, "message", FAILED)), code if is_status else 500)
+    return HandlerFailed(FAILED, 503)
+
+
+def _closed(*_: Any) -> Any:
+    raise RuntimeError("The model has been unloaded.")
