@@ -1,0 +1,1 @@
+"""TorchServe's contract: what its users' scripts, dashboards and settings rely on."""
