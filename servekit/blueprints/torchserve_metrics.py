@@ -7,7 +7,7 @@ from servekit.torchserve import exposition
 bp = Blueprint("torchserve_metrics", __name__)
 
 
-@bp.get("/metrics")
+@bp.get("/metrics", strict_slashes=False)
 def show() -> Response:
     """Answer with the metrics of all workers, in TorchServe's text; `?name[]=` selects samples, and may be repeated."""
     options = current_app.extensions["torchserve"].properties

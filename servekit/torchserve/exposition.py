@@ -9,6 +9,7 @@ import logging
 import math
 import re
 import socket
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from decimal import Decimal
 from functools import cache, lru_cache
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MODES = ("prometheus", "legacy", "log")
+TIMES_SECONDS = 0.1  # the gauges of single requests are set no more often: a scrape sees one in thousands anyway
 MAX_VALUE_LENGTH = 256  # of a dimension's value, characters; a handler may have it from a request
 
 _LEVEL = "Host"
@@ -80,6 +82,7 @@ class _State:
     detects = False
     detected: dict[str, Listed] = {}
     predicted: dict[str, float] = {}  # model -> milliseconds of its last prediction
+    times_set = -math.inf  # when the gauges of single requests were set, of the monotonic clock
     warned: set[str] = set()
 
 
@@ -88,7 +91,7 @@ def configure(options: Options) -> None:
 
     Raises SettingError for a `metrics_config` that cannot be used and for a mode that does not exist.
     """
-    mode = options.metrics_mode or MODES[0]
+    mode = _mode(options)
     if mode not in MODES:
         raise SettingError(f"metrics_mode must be one of: {', '.join(MODES)}.")
     given = options.metrics_config
@@ -97,6 +100,7 @@ def configure(options: Options) -> None:
         _State.catalogue = LEGACY if mode == "legacy" else NOTHING
     _State.detects = options.model_metrics_auto_detect and mode == "prometheus"
     _State.detected, _State.predicted, _State.warned = {}, {}, set()
+    _State.times_set = -math.inf
     for remembered in (_answers, _requests, _passes, _model_series):
         remembered.cache_clear()
     _processors()  # the use of the processors is measured from here
@@ -123,9 +127,13 @@ def observe_inference(
     latency, queue, queue_time, thread_time = _passes(model_name, version_label)
     latency(latency_us)
     queue(queue_us)
+    now = time.monotonic()
+    if now - _State.times_set < TIMES_SECONDS:
+        return
+    _State.times_set = now
     queue_time(queue_us / 1000)
     predicted = _State.predicted.get(model_name)
-    if predicted is not None:
+    if predicted is not None:  # without it there is no telling the handler's time from ours
         thread_time(max(0.0, (latency_us - queue_us) / 1000 - predicted))
 
 
@@ -156,16 +164,19 @@ def set_load_time(worker: str, milliseconds: float) -> None:
 
 def render(names: Collection[str], options: Options) -> tuple[str, str]:
     """Return the page and its content type; `names`, if there are any, select samples by their full name."""
-    if options.metrics_mode == "log":  # asked for by name, so the page is as empty as TorchServe's
+    mode = _mode(options)
+    if mode == "log":  # asked for by name, so the page is as empty as TorchServe's
         return "", CONTENT_TYPE
     page = metrics.page("torchserve").families()
-    listed = {**_State.catalogue.server, **_State.catalogue.model}
-    if options.metrics_mode in (None, "", "prometheus"):  # what any worker has detected
-        listed |= {name: Listed(name, page[name].kind, "", ()) for name in sorted(page.keys() - listed.keys())}
     if not options.disable_system_metrics:
         page |= _measured()
-    blocks = (_block(each, page.get(each.name) or Family(each.kind, _text(each)), names) for each in listed.values())
-    return "".join(line for block in blocks for line in block), CONTENT_TYPE
+    listed = {**_State.catalogue.server, **_State.catalogue.model}
+    described = [(name, Family(each.kind, _text(each))) for name, each in listed.items()]
+    if mode == "prometheus":
+        described += [(name, page[name]) for name in sorted(page.keys() - listed.keys())]  # what any worker has detected
+    for name, family in described:
+        family.series = page[name].series if name in page else {}
+    return "".join(line for name, family in described for line in _block(name, family, names)), CONTENT_TYPE
 
 
 def number_text(value: float) -> str:
@@ -184,13 +195,17 @@ def labels_text(pairs: Iterable[tuple[str, str]]) -> str:
     return "".join(f'{name}="{str(value)[:MAX_VALUE_LENGTH].translate(_ESCAPES)}",' for name, value in pairs)
 
 
-def _block(listed: Listed, family: Family, names: Collection[str]) -> Iterator[str]:
+def _mode(options: Options) -> str:
+    return (options.metrics_mode or MODES[0]).lower()
+
+
+def _block(metric: str, family: Family, names: Collection[str]) -> Iterator[str]:
     """Give the lines of one metric; none if `names` select none of its samples."""
-    lines = [line for line in _lines(listed.name, family) if not names or line[0] in names]
+    lines = [line for line in _lines(metric, family) if not names or line[0] in names]
     if names and not lines:
         return
-    yield f"# HELP {listed.name} {family.text}\n"
-    yield f"# TYPE {listed.name} {family.kind}\n"
+    yield f"# HELP {metric} {family.text}\n"
+    yield f"# TYPE {metric} {family.kind}\n"
     for name, labels, value in lines:
         yield f"{name}{{{labels}}} {number_text(value)}\n" if labels else f"{name} {number_text(value)}\n"
 
