@@ -3,8 +3,10 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ import pytest
 from flask import Flask
 from prometheus_client.parser import text_string_to_metric_families
 
+from servekit import metrics
 from servekit.blueprints import torchserve_metrics
 from servekit.errors import SettingError
 from servekit.torchserve import exposition
@@ -254,6 +257,45 @@ def test_what_cannot_be_counted_is_dropped_with_one_warning(
     assert [reason in record.getMessage() for record in caplog.records] == [True]
 
 
+def test_no_value_of_a_handlers_spoils_the_page(page: Page) -> None:
+    exposition.configure(Options(model_metrics_auto_detect=True))
+    for value in ("\ud800", ["a", "list"], 7, None):
+        exposition.observe_model_metric("Odd_values", "counter", 1, "a\nb\ud800", {"Value": value})
+    text = page()
+    assert "with unit: a b?\n" in text
+    found = {name for name in samples(text) if name.startswith("Odd_values")}
+    assert found == {f'Odd_values{{Value="{shown}",}}' for shown in ("?", "['a', 'list']", "7", "None")}
+    assert len(list(text_string_to_metric_families(text))) > 20
+
+
+def test_of_two_kinds_of_one_name_the_first_counts() -> None:
+    page = metrics.page("two kinds")
+    for kind in ("counter", "gauge"):
+        update = page.series(kind, "Both", 'a="b",', "text")
+        assert update is not None
+        update(5)
+        update(5)
+    assert page.families() == {"Both": metrics.Family("counter", "text", {'a="b",': {None: 10}})}
+    assert metrics.page("another").families() == {}
+
+
+def test_threads_lose_no_count() -> None:
+    page = metrics.page("threads")
+
+    def count() -> None:
+        for number in range(2000):
+            update = page.series("counter", f"Name{number % 50}", "", "text")
+            assert update is not None
+            update(1)
+
+    threads = [threading.Thread(target=count) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {family.series[""][None] for family in page.families().values()} == {320}
+
+
 def test_dimensions_without_end_are_cut_off() -> None:
     code = """for number in range(1500):
     exposition.observe_model_metric("Users", "counter", 1, "count", {"User": f"{number}"})
@@ -414,6 +456,36 @@ def test_gpus_are_measured_one_by_one() -> None:
     memory = [("GPUMemoryUtilization", 25.0), ("GPUMemoryUsed", 20 * 1024.0)]
     first = [(name, "0", value) for name, value in [*memory, ("GPUUtilization", 60.0)]]
     assert list(gpus(TwoGpus())) == [*first, *((name, "2", value) for name, value in memory)]
+
+
+NVML = """
+struct memory { unsigned long long total, free, used; };
+struct use { unsigned int gpu, memory; };
+int nvmlInit_v2(void) { return 0; }
+int nvmlDeviceGetCount_v2(unsigned int *count) { *count = 1; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned int index, void **device) { *device = (void *)0x7fffdeadbeef; return index; }
+int nvmlDeviceGetMemoryInfo(void *device, struct memory *memory) {
+    memory->total = 80ull << 30; memory->free = 60ull << 30; memory->used = 20ull << 30;
+    return device != (void *)0x7fffdeadbeef;
+}
+int nvmlDeviceGetUtilizationRates(void *device, struct use *use) {
+    use->gpu = 60; use->memory = 5;
+    return device != (void *)0x7fffdeadbeef;
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_nvidias_library_is_called_as_its_header_says(tmp_path: Path) -> None:
+    source = tmp_path / "nvml.c"
+    source.write_text(NVML)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "libnvidia-ml.so.1", source], check=True)
+    code = "from servekit.torchserve.host import gpus; print(list(gpus()))"
+    variables = environment(LD_LIBRARY_PATH=str(tmp_path))
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=True)
+    readings = [("GPUMemoryUtilization", "0", 25.0), ("GPUMemoryUsed", "0", 20480.0), ("GPUUtilization", "0", 60.0)]
+    assert done.stdout.strip() == str(readings)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ dimensions are bounded, and what is over the bound is dropped with one warning.
 
 import logging
 import math
-import re
 import socket
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -147,14 +146,15 @@ def observe_model_metric(name: str, kind: str, value: float | str, unit: str, di
         number = float(value)
     except (TypeError, ValueError):
         return _warn(name, "its value is no number")
-    if name == "PredictionTime" and len(_State.predicted) < PAGE_LIMIT:
-        _State.predicted[dimensions.get("ModelName", "")] = number
+    if name == "PredictionTime":
+        _note_prediction(dimensions.get("ModelName", ""), number)
     listed = _State.catalogue.model.get(name) or _State.detected.get(name) or _detect(name, kind, unit)
     if listed is None:
         return None
-    if listed.kind != "gauge" and not math.isfinite(number) or listed.kind == "counter" and number < 0:
+    if (listed.kind != "gauge" and not math.isfinite(number)) or (listed.kind == "counter" and number < 0):
         return _warn(name, "a counter only grows, and neither it nor a histogram takes infinities")
-    return _model_series(listed, tuple(dimensions.items()))(number)
+    pairs = tuple((str(each), str(content)[:MAX_VALUE_LENGTH]) for each, content in dimensions.items())
+    return _model_series(listed, pairs)(number)
 
 
 def set_load_time(worker: str, milliseconds: float) -> None:
@@ -175,7 +175,8 @@ def render(names: Collection[str], options: Options) -> tuple[str, str]:
     if mode == "prometheus":
         described += [(name, page[name]) for name in sorted(page.keys() - listed.keys())]  # what any worker has detected
     for name, family in described:
-        family.series = page[name].series if name in page else {}
+        found = page.get(name)
+        family.series = found.series if found is not None and found.kind == family.kind else {}
     return "".join(line for name, family in described for line in _block(name, family, names)), CONTENT_TYPE
 
 
@@ -192,7 +193,8 @@ def number_text(value: float) -> str:
 
 def labels_text(pairs: Iterable[tuple[str, str]]) -> str:
     """Return labels as the page writes them, without the braces: a comma after each, the last one too."""
-    return "".join(f'{name}="{str(value)[:MAX_VALUE_LENGTH].translate(_ESCAPES)}",' for name, value in pairs)
+    text = "".join(f'{name}="{value.translate(_ESCAPES)}",' for name, value in pairs)
+    return _encodable(text)
 
 
 def _mode(options: Options) -> str:
@@ -313,8 +315,18 @@ def _series(listed: Listed, labels: str) -> Update:
 
 
 def _text(listed: Listed) -> str:
-    unit = re.sub(r"\s+", " ", listed.unit).replace("\\", "\\\\")
+    unit = _encodable(" ".join(listed.unit.split())).replace("\\", "\\\\")
     return f"Torchserve prometheus {listed.kind} metric with unit: {unit}"
+
+
+def _encodable(text: str) -> str:
+    """Return `text` with a question mark for each half of a surrogate pair, which would make the page unsendable."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _note_prediction(model_name: str, milliseconds: float) -> None:
+    if model_name in _State.predicted or len(_State.predicted) < PAGE_LIMIT:
+        _State.predicted[model_name] = milliseconds
 
 
 def _warn(name: str, reason: str) -> None:
