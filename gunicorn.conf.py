@@ -1,33 +1,6 @@
-"""Gunicorn's settings; `GUNICORN_CMD_ARGS` and the command line win over them, as Gunicorn documents."""
+"""What `gunicorn` reads in this folder: servekit's own settings; what is written below them wins.
 
-import os
-from importlib.util import find_spec
+`GUNICORN_CMD_ARGS` and the command line win over both, as Gunicorn documents.
+"""
 
-from servekit.config import usable_cores
-from servekit.hooks import Logger, child_exit, on_starting, post_fork, post_worker_init  # noqa: F401
-from servekit.logs import ACCESS_FORMAT
-
-wsgi_app = "wsgi:app"
-bind = "127.0.0.1:5001"  # loopback: whoever opens it to a network decides so
-
-# One worker a core with one thread of arithmetic each: more of either fight for the same cores.
-workers = int(os.environ.get("WEB_CONCURRENCY") or usable_cores())
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
-# The event loop batches requests and stands slow clients; what it needs is an extra, and Gunicorn's own class does without.
-worker_class = "servekit.worker.Worker" if all(map(find_spec, ("greenlet", "httptools"))) else "gthread"
-threads = 16  # of gthread: they read and write while the network computes
-
-timeout = 30  # a worker whose loop is silent for so long is replaced
-graceful_timeout = 25  # below the 30 s after which orchestrators kill
-keepalive = 5
-
-worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a heartbeat on a busy disk can be late
-control_socket_disable = True  # its default path is shared by every Gunicorn of a user
-
-forwarder_headers = ""  # no header of a client sets the script name or path
-
-logger_class = Logger
-accesslog = "-"
-access_log_format = ACCESS_FORMAT
+from servekit.server import *  # noqa: F401,F403

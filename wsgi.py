@@ -1,10 +1,5 @@
-"""What a WSGI server loads: `gunicorn` in production, `flask --app wsgi run` for development."""
+"""What a WSGI server loads that is given a module: `flask --app wsgi run` for development."""
 
-from servekit.app import create_app
-from servekit.errors import StartupError
-from servekit.hooks import refuse
+from servekit.app import application
 
-try:
-    app = create_app()
-except StartupError as error:
-    refuse(error)
+app = application()

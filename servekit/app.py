@@ -7,6 +7,8 @@ from flask import Flask
 from servekit import ext, hooks, metrics, middleware
 from servekit.blueprints import linear, mnist, ops, predict
 from servekit.config import Settings
+from servekit.errors import StartupError
+from servekit.hooks import refuse
 from servekit.lean import LeanFlask
 from servekit.repository import Repository
 
@@ -26,3 +28,11 @@ def create_app(settings: Settings | None = None) -> Flask:
         app.register_blueprint(blueprint)
     app.wsgi_app = middleware.stack(app.wsgi_app, settings)  # type: ignore[assignment,method-assign]
     return app
+
+
+def application() -> Flask:
+    """Return what a WSGI server serves; if it cannot be made, end the process after one sentence that says why."""
+    try:
+        return create_app()
+    except StartupError as error:
+        refuse(error)
