@@ -27,12 +27,12 @@ LOG_LEVELS = {
 # What TorchServe knows and servekit has no use for; kept to tell these from keys that are misspelt.
 UNSUPPORTED = frozenset(
     """
-    async_logging certificate_file cpp_log_config cpu_launcher_args cpu_launcher_enable debug
+    METRICS_LOCATION async_logging certificate_file cpp_log_config cpu_launcher_args cpu_launcher_enable debug
     enable_grpc_ssl grpc_inference_address grpc_inference_max_connection_age_grace_ms
     grpc_inference_max_connection_age_ms grpc_inference_port grpc_management_address
     grpc_management_max_connection_age_grace_ms grpc_management_max_connection_age_ms grpc_management_port
     initial_distribution_port io_ratio ipex_enable ipex_gpu_enable keystore keystore_pass keystore_type
-    model_server_home netty_client_threads number_of_netty_threads plugins_path prefer_direct_buffer private_key_file
+    log_config model_server_home netty_client_threads number_of_netty_threads plugins_path prefer_direct_buffer private_key_file
     system_metrics_cmd ts_header_key_sequence_end ts_header_key_sequence_id ts_header_key_sequence_start use_native_io
     vmargs workflow_store
     """.split()

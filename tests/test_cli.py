@@ -1,0 +1,439 @@
+"""The command `servekit`: what it starts, stops and shows, and the one sentence when it cannot. Real processes."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from servekit.cli import background, main, parser
+from servekit.cli.check import own_lines
+from servekit.cli.models import Row, table
+from servekit.cli.ports import holder_of, require_free
+from servekit.cli.torchserve import environ_of, located, read_properties
+from servekit.errors import SettingError, StartupError
+from servekit.torchserve.properties import NamedArchive, Properties
+from tests.server import ROOT, Server, children, environment, wait_for
+from tests.versions import edit
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the smallest real model."""
+    from servekit.config import Settings
+    from train.linear import LinearSettings, train
+
+    folder = tmp_path_factory.mktemp("cli") / "model_store"
+    train(LinearSettings(epochs=100), Settings(model_store=folder))
+    return folder
+
+
+def variables(**extra: str) -> dict[str, str]:
+    """Return an environment in which servekit is found from any folder, as where it is installed."""
+    return environment(PYTHONPATH=str(ROOT), **extra)
+
+
+def command(folder: Path, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run `servekit` in `folder` and wait for its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "servekit", *arguments],
+        cwd=folder,
+        env=variables(**extra),
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *arguments: str, **extra: str) -> Iterator[Server]:
+    """Run `servekit serve` in `folder` for the length of a `with` block."""
+    with (folder / "log").open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "servekit", "serve", *arguments],
+            cwd=folder,
+            env=variables(**extra),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    server = Server(process, folder / "log")
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=40)
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that this process listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def test_serve_works_from_any_folder(tmp_path: Path, store: Path) -> None:
+    with serving(tmp_path, "--bind", "127.0.0.1:0", "--model-store", str(store), "--workers", "1") as server:
+        assert server.post_form("/predict", "value=5")[0] == 200
+        assert len(children(server.process.pid)) == 1
+    assert server.process.returncode == 0
+
+
+def test_serve_respects_the_settings_of_its_folder(tmp_path: Path, store: Path) -> None:
+    settings = 'from servekit.server import *\nbind = "127.0.0.1:0"\nthreads = 1\nworkers = 1\nworker_class = "sync"\n'
+    (tmp_path / "gunicorn.conf.py").write_text(settings)
+    shutil.copytree(store, tmp_path / "model_store")
+    with serving(tmp_path) as server:
+        assert "1 (sync)" in server.text()
+        assert server.post_form("/predict", "value=5")[0] == 200
+
+
+def test_serve_without_a_model_says_so(tmp_path: Path) -> None:
+    ended = command(tmp_path, "serve", "--bind", "127.0.0.1:0", "--model-store", "nowhere")
+    assert ended.returncode != 0
+    assert "servekit cannot start: There is no model in nowhere; run `make train`" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("where", ["arguments", "variable", "file"])
+def test_a_port_in_use_is_named_with_the_process_that_holds_it(tmp_path: Path, taken: int, where: str) -> None:
+    arguments = ["--bind", f"127.0.0.1:{taken}"] if where == "arguments" else []
+    extra = {"GUNICORN_CMD_ARGS": f"--bind 127.0.0.1:{taken}"} if where == "variable" else {}
+    if where == "file":
+        (tmp_path / "gunicorn.conf.py").write_text(f'bind = "127.0.0.1:{taken}"\n')
+    ended = command(tmp_path, "serve", *arguments, **extra)
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1 and "pytest" in ended.stderr
+    assert ended.stderr.startswith(
+        f"servekit cannot start: 127.0.0.1:{taken} is in use by process {os.getpid()} ({sys.executable}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        (("203.0.113.1", 8080), "203.0.113.1:8080 is no address of this machine; choose another one."),
+        (("no-such-host.invalid", 8080), "The host of the address no-such-host.invalid:8080 is not known"),
+    ],
+)
+def test_an_address_that_is_none_is_refused(address: tuple[str, int], words: str) -> None:
+    with pytest.raises(StartupError, match=re.escape(words)):
+        require_free(address)
+
+
+def test_a_free_address_is_taken(taken: int) -> None:
+    require_free(("127.0.0.1", free_port()))
+    with pytest.raises(StartupError, match="is in use by process"):
+        require_free(("127.0.0.1", taken))
+
+
+def test_the_process_of_another_user_is_named_by_its_user(tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    uid = 0 if os.getuid() else 65534
+    head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+    lines = [f"   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000 {uid} 0 4711 1 0 100 0\n"]
+    lines += ["   1: 0100007F:1F91 00000000:0000 01 00000000:00000000 00:00000000 00000000 1 0 4712 1 0 100 0\n"]
+    (tmp_path / "net" / "tcp").write_text(head + "".join(lines))
+    assert holder_of(8080, tmp_path) == f"a process of the user {'root' if uid == 0 else 'nobody'}"
+    assert holder_of(8081, tmp_path) == "another process"
+    (tmp_path / "42" / "fd").mkdir(parents=True)
+    (tmp_path / "42" / "fd" / "3").symlink_to("socket:[4711]")
+    (tmp_path / "42" / "cmdline").write_bytes(b"java\0-jar\0server.jar\0")
+    assert holder_of(8080, tmp_path) == "process 42 (java -jar server.jar)"
+
+
+def properties_of(*arguments: str, **environ: str) -> Properties:
+    return read_properties(parser().parse_args(["torchserve", *arguments]), environ)
+
+
+def test_the_flags_of_torchserve_win_over_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.properties"
+    file.write_text("model_store=from-file\njob_queue_size=7\nload_models=all\n")
+    flags = ["--start", "--ts-config", str(file), "--model-store", "from-flag", "--models", "a=a.mar", "b.mar"]
+    properties = properties_of(*flags, "--dt", "--enable-model-api", "--ncs", "--foreground")
+    assert properties.model_store == Path("from-flag") and properties.job_queue_size == 7
+    assert properties.load_models == (NamedArchive("a", "a.mar"), NamedArchive(None, "b.mar"))
+    assert properties.disable_token_authorization and properties.enable_model_api
+    assert properties.warning == ""
+    assert not properties_of("--ts-config", str(file)).disable_token_authorization
+
+
+def test_the_file_of_the_environment_wins_over_that_of_the_flag(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(f"model_store={name}\n")
+    flags = ["--ts-config", str(tmp_path / "one")]
+    assert properties_of(*flags).model_store == Path("one")
+    assert properties_of(*flags, TS_CONFIG_FILE=str(tmp_path / "two")).model_store == Path("two")
+
+
+def test_flags_without_effect_are_named_in_one_sentence() -> None:
+    flags = ["--workflow-store", "w", "--log-config", "l", "--cpp-log-config", "c", "--ppath", "p"]
+    properties = properties_of(*flags, METRICS_LOCATION="m")
+    assert properties.warning == (
+        "These settings have no effect: METRICS_LOCATION, cpp_log_config, log_config, plugins_path, workflow_store "
+        "(not supported)."
+    )
+
+
+def test_a_file_of_settings_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="nowhere cannot be read: No such file or directory"):
+        properties_of("--ts-config", str(tmp_path / "nowhere"))
+    (tmp_path / "bad").write_text("job_queue_size=many\n")
+    with pytest.raises(SettingError, match="bad: job_queue_size=many cannot be used; give a whole number from 1 on"):
+        properties_of("--ts-config", str(tmp_path / "bad"))
+
+
+@pytest.fixture
+def chapter(tmp_path: Path) -> Iterator[Path]:
+    """The folder of a reader who made an archive in `model-store`; the tests in it run there."""
+    (tmp_path / "model-store").mkdir()
+    (tmp_path / "model-store" / "simple_linear.mar").touch()
+    with contextlib.chdir(tmp_path):
+        yield tmp_path
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("simple_linear.mar", "simple_linear.mar"),
+        ("model-store/simple_linear.mar", "simple_linear.mar"),
+        ("other/x.mar", "{folder}/other/x.mar"),
+        ("https://host/x.mar", "https://host/x.mar"),
+        ("all", "all"),
+    ],
+)
+def test_an_archive_is_looked_for_in_the_store_and_then_from_this_folder(chapter: Path, source: str, found: str) -> None:
+    (chapter / "other").mkdir()
+    (chapter / "other" / "x.mar").touch()
+    properties, notes = located(Properties.parse("model_store=model-store", flags={"load_models": source}))
+    assert properties.model_store == chapter / "model-store"
+    assert [archive.source for archive in properties.load_models] == [found.format(folder=chapter)]
+    assert notes == []
+
+
+def test_the_other_spelling_of_the_store_is_understood_and_said(chapter: Path) -> None:
+    flags = {"load_models": "simple_linear=model_store/simple_linear.mar"}
+    properties, notes = located(Properties.parse("model_store=model-store", flags=flags))
+    assert properties.load_models == (NamedArchive("simple_linear", "simple_linear.mar"),)
+    taken = chapter / "model-store" / "simple_linear.mar"
+    assert notes == [f"There is no model_store/simple_linear.mar; {taken} is loaded in its place."]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "There is no model store; give --model-store"),
+        ("model_store=nowhere", "The model store nowhere is no folder"),
+        ("model_store=model-store\nload_models=a=missing.mar", "The archive missing.mar is neither in the model store"),
+    ],
+)
+def test_what_is_missing_at_the_start_is_refused(chapter: Path, text: str, words: str) -> None:
+    with pytest.raises(StartupError, match=words):
+        located(Properties.parse(text))
+
+
+def test_the_server_gets_the_settings_and_not_what_is_hidden_from_it() -> None:
+    properties = Properties.parse("model_store=/store\nblacklist_env_vars=.*(SECRET|KEY).*")
+    environ = environ_of(properties, {"MY_SECRET_NAME": "x", "HOME": "/root", "SERVEKIT_MODEL_STORE": "other"})
+    assert environ.keys() == {"HOME", "SERVEKIT_MODEL_STORE", "SERVEKIT_TORCHSERVE"}
+    assert environ["SERVEKIT_MODEL_STORE"] == "/store"
+    assert Properties.parse(environ["SERVEKIT_TORCHSERVE"]) == properties
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model_store=nowhere", "servekit cannot start: The model store nowhere is no folder"),
+        ("inference_address=https://127.0.0.1:8443", "config.properties: inference_address=https://127.0.0.1:8443 cannot"),
+        ("management_address=http://127.0.0.1:{taken}", "servekit cannot start: 127.0.0.1:{taken} is in use by process"),
+    ],
+)
+def test_torchserve_that_cannot_start_says_why_in_one_sentence(tmp_path: Path, taken: int, text: str, words: str) -> None:
+    addresses = [f"{name}_address=http://127.0.0.1:{free_port()}\n" for name in ("inference", "management", "metrics")]
+    (tmp_path / "config.properties").write_text("model_store=.\n" + "".join(addresses) + text.format(taken=taken))
+    ended = command(tmp_path, "torchserve", "--start", "--pid-file", "pid")
+    assert ended.returncode == 1
+    assert words.format(taken=taken) in ended.stderr and ended.stderr.count("\n") == 1
+    assert not (tmp_path / "logs").exists() and not (tmp_path / "pid").exists()
+
+
+START = """
+import os, sys
+from pathlib import Path
+from servekit.cli import background
+from servekit.cli.serve import torchserve_options
+from servekit.errors import StartupError
+port = int(sys.argv[1])
+options = torchserve_options("--pid=pid", f"--bind=127.0.0.1:{port}", "--workers=1")
+try:
+    print(background.start(options, os.environ, Path("logs"), [("127.0.0.1", port)], 60))
+except StartupError as error:
+    print(error)
+"""
+
+
+def start_in_background(folder: Path, store: Path) -> str:
+    """Start a server in the background from `folder`, and return what is said of it."""
+    ended = subprocess.run(
+        [sys.executable, "-c", START, str(free_port())],
+        cwd=folder,
+        env=variables(SERVEKIT_MODEL_STORE=str(store)),
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    return ended.stdout + ended.stderr
+
+
+def test_a_server_in_the_background_is_announced_found_and_stopped(tmp_path: Path, store: Path) -> None:
+    said = start_in_background(tmp_path, store)
+    pid = int((tmp_path / "pid").read_text())
+    try:
+        assert said == f"The server runs as process {pid}; its log is logs/ts_log.log.\n"
+        log = (tmp_path / "logs" / "ts_log.log").read_text()
+        assert "is ready" in log
+        assert '"GET /ping HTTP/1.1"' in (tmp_path / "logs" / "access_log.log").read_text()
+        ended = command(tmp_path, "torchserve", "--start", "--model-store", ".", "--pid-file", "pid")
+        assert ended.returncode == 1 and f"A server runs already as process {pid}; stop it with" in ended.stderr
+        (tmp_path / "key_file.json").touch()
+        (tmp_path / "elsewhere").mkdir()
+        ended = command(tmp_path / "elsewhere", "torchserve", "--stop", "--pid-file", "../pid")
+        assert (ended.returncode, ended.stdout) == (0, f"The server, process {pid}, has stopped.\n")
+        assert not (tmp_path / "key_file.json").exists() and not (tmp_path / "pid").exists()
+        require_free(("127.0.0.1", int(re.search(r"address  http://127\.0\.0\.1:(\d+)", log)[1])))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_server_in_the_background_that_ends_says_why(tmp_path: Path) -> None:
+    said = start_in_background(tmp_path, tmp_path)
+    assert said == f"There is no model in {tmp_path}; run `make train`, or set SERVEKIT_MODEL_STORE.\n"
+    assert not (tmp_path / "pid").exists()
+
+
+def test_a_log_folder_that_cannot_be_written_is_refused(tmp_path: Path, store: Path) -> None:
+    (tmp_path / "logs").touch()
+    assert "The folder of the logs logs cannot be written" in start_in_background(tmp_path, store)
+
+
+def test_a_stop_without_a_server_is_no_error(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    assert background.stop(pid_file) == "No server runs."
+    pid_file.write_text("not a number")
+    assert background.stop(pid_file) == "No server runs."
+
+
+def test_a_process_that_is_no_server_is_left_alone(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    with subprocess.Popen(["sleep", "60"]) as other:
+        pid_file.write_text(str(other.pid))
+        assert f"process {other.pid}, which is no server of servekit's; it is left alone" in background.stop(pid_file)
+        assert other.poll() is None
+        background.require_none(pid_file)  # the number was that of an earlier server
+        assert not pid_file.exists()
+        other.terminate()
+
+
+def test_torchserve_itself_is_not_started_beside(tmp_path: Path) -> None:
+    (tmp_path / "pid").write_text("")
+    with subprocess.Popen([sys.executable, "-c", "input()", "org.pytorch.serve.ModelServer"], stdin=subprocess.PIPE) as java:
+        (tmp_path / "pid").write_text(str(java.pid))
+        assert wait_for(lambda: b"org.pytorch" in Path(f"/proc/{java.pid}/cmdline").read_bytes())
+        with pytest.raises(StartupError, match=f"TorchServe itself runs already as process {java.pid}"):
+            background.require_none(tmp_path / "pid")
+        java.terminate()
+
+
+def test_the_table_of_models_shows_workers_and_the_last_error() -> None:
+    failure = "Traceback (most recent call last):\n  ...\nValueError: bad\n"
+    rows = [
+        Row("linear", "1", True, 2, [17, 18], ""),
+        Row("linear", "2", False, 0, [], ""),
+        Row("noop", "1.0", True, 1, [], failure),
+        Row("new", "1.0", True, 1, [], ""),
+    ]
+    assert table(rows).splitlines() == [
+        "NAME    VERSION  DEFAULT  STATUS      WORKERS  LAST ERROR",
+        "linear  1        yes      ready       17, 18",
+        "linear  2                 not loaded  -",
+        "noop    1.0      yes      failed      -        ValueError: bad",
+        "new     1.0      yes      loading     -",
+    ]
+
+
+def test_a_version_folder_is_checked(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "linear" / "1"
+    shutil.copytree(store / "linear" / "1", folder)
+    assert main(["check", str(folder)]) == 0
+    assert capsys.readouterr().out.startswith(f"{folder} is fine: linear, version 1, handler ")
+    edit(folder, handler="servekit.handlers.regression:Nothing")
+    assert main(["check", str(folder)]) == 1
+    assert capsys.readouterr().err.startswith(f"{folder}: ")
+
+
+def test_what_is_no_archive_is_refused_by_the_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(tmp_path / "missing.mar")]) == 1
+    assert capsys.readouterr().err == f"{tmp_path}/missing.mar: There is no such file or folder.\n"
+
+
+def failure_in(folder: Path, code: str) -> Exception:
+    """Return an error as the engine gives it when the handler `code`, a file in `folder`, fails."""
+    file = folder / "handler.py"
+    file.write_text(code)
+    try:
+        try:
+            scope: dict[str, Any] = {}
+            exec(compile(code, str(file), "exec"), scope)
+            scope["initialize"]()
+        except Exception as error:
+            raise StartupError("The handler fails.") from error
+    except StartupError as error:
+        return error
+    raise AssertionError("it did not fail")
+
+
+def test_the_error_of_a_handler_is_shown_at_its_own_line(tmp_path: Path) -> None:
+    code = "import json\n\ndef initialize():\n    json.loads('{')\n"
+    assert list(own_lines(failure_in(tmp_path, code), [tmp_path])) == [
+        '  File "handler.py", line 4, in initialize',
+        "    json.loads('{')",
+        "json.decoder.JSONDecodeError: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+    ]
+
+
+def test_code_that_cannot_be_read_is_shown_at_its_own_line(tmp_path: Path) -> None:
+    lines = list(own_lines(failure_in(tmp_path, "x = (\n"), [tmp_path]))
+    assert lines[0] == '  File "handler.py", line 1' and lines[-1] == "SyntaxError: '(' was never closed"
+
+
+def test_an_error_outside_of_the_archive_has_no_lines(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    failure = failure_in(tmp_path, "raise ValueError('x')\n")
+    assert list(own_lines(failure, [tmp_path / "elsewhere"])) == []
+    assert list(own_lines(StartupError("x"), [tmp_path])) == []
+
+
+def test_the_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["torchserve", "-v"]) == 0
+    assert "0.12.0" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["torchserve", "--model-stroe", "x", "--stop"])
+    assert ended.value.code == 2 and "--model-stroe" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in ("serve", "torchserve", "torch-model-archiver", "models", "check"))
