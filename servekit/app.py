@@ -8,7 +8,6 @@ from servekit import ext, hooks, metrics, middleware
 from servekit.blueprints import linear, mnist, ops, predict
 from servekit.config import Settings
 from servekit.errors import StartupError
-from servekit.hooks import refuse
 from servekit.lean import LeanFlask
 from servekit.repository import Repository
 
@@ -35,4 +34,4 @@ def application() -> Flask:
     try:
         return create_app()
     except StartupError as error:
-        refuse(error)
+        hooks.refuse(error)
