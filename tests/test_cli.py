@@ -16,10 +16,12 @@ import pytest
 
 from servekit.cli import background, main, parser
 from servekit.cli.check import own_lines
-from servekit.cli.models import Row, table
+from servekit.cli.models import rows_of, table
 from servekit.cli.ports import holder_of, require_free
 from servekit.cli.torchserve import environ_of, located, read_properties
+from servekit.desired import Desired, Entry
 from servekit.errors import SettingError, StartupError
+from servekit.state import Report
 from servekit.torchserve.properties import NamedArchive, Properties
 from tests.server import ROOT, Server, children, environment, wait_for
 from tests.versions import edit
@@ -359,20 +361,32 @@ def test_torchserve_itself_is_not_started_beside(tmp_path: Path) -> None:
 
 
 def test_the_table_of_models_shows_workers_and_the_last_error() -> None:
+    folders = {"format": "torchserve", "source": "x.mar", "folder": "/x"}
+    entries = [Entry("linear", "1", workers=2, **folders), Entry("linear", "2", workers=0, **folders)]
+    entries += [Entry("new", "1.0", **folders), Entry("noop", "1.0", **folders)]
     failure = "Traceback (most recent call last):\n  ...\nValueError: bad\n"
-    rows = [
-        Row("linear", "1", True, 2, [17, 18], ""),
-        Row("linear", "2", False, 0, [], ""),
-        Row("noop", "1.0", True, 1, [], failure),
-        Row("new", "1.0", True, 1, [], ""),
+    reports = [
+        Report(17, 0.0, (("linear", "1"),), {"noop/1.0": failure}),
+        Report(18, 1.0, (("linear", "1"),), {"linear/3": "model.onnx has another SHA-256."}),
     ]
-    assert table(rows).splitlines() == [
+    assert table(rows_of(Desired.of(entries), reports)).splitlines() == [
         "NAME    VERSION  DEFAULT  STATUS      WORKERS  LAST ERROR",
         "linear  1        yes      ready       17, 18",
         "linear  2                 not loaded  -",
-        "noop    1.0      yes      failed      -        ValueError: bad",
         "new     1.0      yes      loading     -",
+        "noop    1.0      yes      failed      -        ValueError: bad",
+        "linear  3                 refused     -        model.onnx has another SHA-256.",
     ]
+
+
+def test_models_lists_what_the_workers_of_a_server_hold(tmp_path: Path, store: Path) -> None:
+    with serving(tmp_path, "--bind", "127.0.0.1:0", "--model-store", str(store), "--workers", "1") as server:
+        ended = command(tmp_path, "models", "--model-store", str(store))
+        worker = children(server.process.pid)[0]
+        assert ended.stdout.splitlines()[1].split() == ["linear", "1", "yes", "ready", str(worker)]
+    ended = command(tmp_path, "models", "--model-store", str(store))
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"servekit: No server runs over the model store {store}; start one")
 
 
 def test_a_version_folder_is_checked(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

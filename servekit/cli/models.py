@@ -6,27 +6,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 from servekit.config import Settings
+from servekit.desired import Desired
 from servekit.errors import ServekitError
+from servekit.spec import STATE_FOLDER
+from servekit.state import Report, is_served, read_desired, read_reports
+
+HEAD = ("NAME", "VERSION", "DEFAULT", "STATUS", "WORKERS", "LAST ERROR")
 
 
 class Row(NamedTuple):
-    """One version of a model: `pids` are the workers that hold it, `error` is the last one of any worker."""
+    """One version of a model: `pids` are the workers that hold it, `error` is the last one of any worker, or ""."""
 
     name: str
     version: str
     is_default: bool
-    workers: int  # how many should hold it; 0: it is registered and not loaded
+    status: str
     pids: Sequence[int]
     error: str
-
-    @property
-    def status(self) -> str:
-        """What of it there is: ready, loading, failed or not loaded."""
-        if self.workers == 0:
-            return "not loaded"
-        if self.pids:
-            return "ready"
-        return "failed" if self.error else "loading"
 
 
 def models(model_store: Path | None) -> int:
@@ -34,27 +30,33 @@ def models(model_store: Path | None) -> int:
 
     Raises ServekitError if none runs.
     """
-    from servekit.state import FOLDER, is_served, read_desired, read_reports
-
     store = model_store or Settings.from_environ(os.environ).model_store
     if not is_served(store):
         raise ServekitError(f"No server runs over the model store {store}; start one, or give --model-store.")
-    desired = read_desired(store / FOLDER)
-    reports = [report for report in read_reports(store / FOLDER) if _lives(report.pid)]
-    rows = []
-    for entry in desired.entries():
-        label = f"{entry.name}/{entry.version}"
-        pids = [report.pid for report in reports if (entry.name, entry.version) in report.loaded]
-        errors = [report.errors[label] for report in reports if label in report.errors]
-        is_default = desired.defaults.get(entry.name) == entry.version
-        rows.append(Row(entry.name, entry.version, is_default, entry.workers, pids, (errors or [""])[-1]))
-    print(table(rows))
+    reports = [report for report in read_reports(store / STATE_FOLDER) if _lives(report.pid)]
+    print(table(rows_of(read_desired(store / STATE_FOLDER), reports)))
     return 0
 
 
+def rows_of(desired: Desired, reports: Sequence[Report]) -> list[Row]:
+    """Return what is registered, with what the workers say of it, then the versions that they have refused."""
+    errors = {label: error for report in reports for label, error in report.errors.items()}
+    rows = []
+    for entry in desired.entries():
+        pids = [report.pid for report in reports if entry.key in report.loaded]
+        error = errors.pop("/".join(entry.key), "")
+        status = "ready" if pids else "failed" if error else "loading"
+        is_default = desired.defaults.get(entry.name) == entry.version
+        rows.append(Row(*entry.key, is_default, status if entry.workers else "not loaded", pids, error))
+    for label, error in sorted(errors.items()):
+        name, _, version = label.rpartition("/")
+        rows.append(Row(name, version, False, "refused", [], error))
+    return rows
+
+
 def table(rows: Iterable[Row]) -> str:
-    """Return `rows` as a text table with a head; the error, of which the last line is shown, ends the line."""
-    lines = [("NAME", "VERSION", "DEFAULT", "STATUS", "WORKERS", "LAST ERROR")]
+    """Return `rows` as a text table with a head; the last line of an error ends a line."""
+    lines = [HEAD]
     for row in rows:
         error = (row.error.strip().splitlines() or [""])[-1]
         workers = ", ".join(map(str, row.pids)) or "-"
