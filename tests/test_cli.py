@@ -1,6 +1,7 @@
 """The command `servekit`: what it starts, stops and shows, and the one sentence when it cannot. Real processes."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -8,19 +9,20 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from servekit.cli import background, main, parser
-from servekit.cli.check import own_lines
+from servekit.cli.check import check_archive, own_lines
 from servekit.cli.models import rows_of, table
 from servekit.cli.ports import holder_of, require_free
-from servekit.cli.torchserve import environ_of, located, read_properties
+from servekit.cli.torchserve import environ_of, exposure_of, located, read_properties
 from servekit.desired import Desired, Entry
-from servekit.errors import SettingError, StartupError
+from servekit.errors import ModelLoadError, SettingError, StartupError
 from servekit.state import Report
 from servekit.torchserve.properties import NamedArchive, Properties
 from tests.server import ROOT, Server, children, environment, wait_for
@@ -247,6 +249,27 @@ def test_what_is_missing_at_the_start_is_refused(chapter: Path, text: str, words
         located(Properties.parse(text))
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", ""),
+        ("disable_token_authorization=true", ""),
+        ("inference_address=http://0.0.0.0:8080", ""),
+        ("metrics_address=http://0.0.0.0:8082\ndisable_token_authorization=true", ""),
+        (
+            "inference_address=http://0.0.0.0:8080\ndisable_token_authorization=true",
+            "Tokens are off: whoever reaches http://0.0.0.0:8080 may use the server.",
+        ),
+        (
+            "management_address=http://[::]:8081\ndisable_token_authorization=true\nenable_model_api=true",
+            "Tokens are off: whoever reaches http://[::]:8081 may use the server, and make it load models and run their code.",
+        ),
+    ],
+)
+def test_a_server_that_is_open_to_all_says_so(text: str, sentence: str) -> None:
+    assert exposure_of(Properties.parse(text)) == sentence
+
+
 def test_the_server_gets_the_settings_and_not_what_is_hidden_from_it() -> None:
     properties = Properties.parse("model_store=/store\nblacklist_env_vars=.*(SECRET|KEY).*")
     environ = environ_of(properties, {"MY_SECRET_NAME": "x", "HOME": "/root", "SERVEKIT_MODEL_STORE": "other"})
@@ -270,6 +293,28 @@ def test_torchserve_that_cannot_start_says_why_in_one_sentence(tmp_path: Path, t
     assert ended.returncode == 1
     assert words.format(taken=taken) in ended.stderr and ended.stderr.count("\n") == 1
     assert not (tmp_path / "logs").exists() and not (tmp_path / "pid").exists()
+
+
+def settings_of_gunicorn(folder: Path, **extra: str) -> list[str]:
+    """Return what servekit's settings are with these variables: addresses, workers, timeout, level of the log."""
+    code = "import servekit.server as s; print(*s.bind, s.workers, s.timeout, getattr(s, 'loglevel', '-'))"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=variables(**extra), capture_output=True, text=True, timeout=60
+    )
+    return (ended.stdout + ended.stderr).split()
+
+
+def test_the_settings_of_torchserve_become_those_of_gunicorn(tmp_path: Path) -> None:
+    text = Properties.parse("default_workers_per_model=3\ndefault_response_timeout=200\nlog_level=WARN").to_text()
+    addresses = [f"127.0.0.1:{port}" for port in (8080, 8081, 8082)]
+    found = settings_of_gunicorn(tmp_path, SERVEKIT_TORCHSERVE=text)
+    assert found == [*addresses, "3", "230", "warning"]
+    found = settings_of_gunicorn(tmp_path, SERVEKIT_TORCHSERVE="enable_metrics_api=false", WEB_CONCURRENCY="2")
+    assert found == [*addresses[:2], "2", "150", "info"]
+    assert settings_of_gunicorn(tmp_path, WEB_CONCURRENCY="2") == ["127.0.0.1:5001", "2", "30", "-"]
+    assert " ".join(settings_of_gunicorn(tmp_path, SERVEKIT_TORCHSERVE="job_queue_size=0")) == (
+        "servekit cannot start: job_queue_size=0 cannot be used; give a whole number from 1 on."
+    )
 
 
 START = """
@@ -350,6 +395,12 @@ def test_a_process_that_is_no_server_is_left_alone(tmp_path: Path) -> None:
         other.terminate()
 
 
+def test_what_the_log_says_last_is_said_when_there_is_no_sentence(tmp_path: Path) -> None:
+    (tmp_path / "gunicorn.py").write_text("raise MemoryError('none left')\n")  # found before the real one
+    said = start_in_background(tmp_path, tmp_path)
+    assert said == "The server ended with: MemoryError: none left; look at logs/ts_log.log for more.\n"
+
+
 def test_torchserve_itself_is_not_started_beside(tmp_path: Path) -> None:
     (tmp_path / "pid").write_text("")
     with subprocess.Popen([sys.executable, "-c", "input()", "org.pytorch.serve.ModelServer"], stdin=subprocess.PIPE) as java:
@@ -402,6 +453,72 @@ def test_a_version_folder_is_checked(store: Path, tmp_path: Path, capsys: pytest
 def test_what_is_no_archive_is_refused_by_the_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(tmp_path / "missing.mar")]) == 1
     assert capsys.readouterr().err == f"{tmp_path}/missing.mar: There is no such file or folder.\n"
+
+
+class Loaded:
+    """An engine that holds what it was made of, and fails as it is told."""
+
+    def __init__(self, cause: Exception | None = None) -> None:
+        self.cause = cause
+        self.closed = 0
+
+    def __call__(self, folder: Path, options: Mapping[str, Any]) -> "Loaded":
+        self.folder, self.options = folder, options
+        if self.cause is not None:
+            raise ModelLoadError("The handler fails.") from self.cause
+        return self
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def archive_in(folder: Path, handler: str = "x = 1\n", **manifest: str) -> Path:
+    """Write an archive with one file of code."""
+    path = folder / "my model.mar"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": {"handler": "handler.py", **manifest}}))
+        archive.writestr("handler.py", handler)
+        archive.writestr("requirements.txt", "")
+    return path
+
+
+def test_an_archive_is_unpacked_elsewhere_and_loaded_as_a_server_would(tmp_path: Path) -> None:
+    pytest.importorskip("servekit.archive")
+    path = archive_in(tmp_path, modelVersion="2.0")
+    engine = Loaded()
+    said = check_archive(path, tmp_path / "temporary", False, engine)
+    assert said == f"{path} is fine: my_model, version 2.0, handler handler.py."
+    assert (engine.folder / "handler.py").read_text() == "x = 1\n" and engine.folder.is_relative_to(tmp_path / "temporary")
+    assert (engine.options["model_name"], engine.options["batch_size"]) == ("my_model", 1)
+    assert engine.options["manifest"]["model"]["modelVersion"] == "2.0"
+    assert json.loads(json.dumps(engine.options)) == engine.options
+    assert engine.closed == 1
+
+
+def test_a_package_that_is_missing_may_be_among_the_requirements(tmp_path: Path) -> None:
+    pytest.importorskip("servekit.archive")
+    path = archive_in(tmp_path, requirementsFile="requirements.txt")
+    with pytest.raises(ModelLoadError, match="^The handler fails. Its requirements.txt may name it: try --install.$"):
+        check_archive(path, tmp_path / "temporary", False, Loaded(ImportError("nothing")))
+    with pytest.raises(ModelLoadError, match="^The handler fails.$"):
+        check_archive(path, tmp_path / "other", False, Loaded(ValueError("nothing")))
+
+
+def test_an_archive_that_cannot_be_served_is_explained(tmp_path: Path) -> None:
+    pytest.importorskip("servekit.engines.torchserve")
+    path = archive_in(tmp_path, handler="def handle(data, context):\n    return nothing\n")
+    ended = command(tmp_path, "check", path.name)
+    assert ended.returncode == 1 and ended.stdout == ""
+    lines = ended.stderr.splitlines()
+    assert lines[0].startswith(f"{path.name}: ") and "NameError" in lines[0]
+    assert lines[1] == '  File "handler.py", line 2, in handle'
+    assert lines[-1] == "NameError: name 'nothing' is not defined"
+
+
+def test_what_is_neither_archive_nor_version_is_refused_by_the_check(tmp_path: Path) -> None:
+    pytest.importorskip("servekit.archive")
+    with pytest.raises(ModelLoadError, match="It is neither a model archive nor a version folder with a model.json."):
+        check_archive(tmp_path, tmp_path / "temporary", False, Loaded())
 
 
 def failure_in(folder: Path, code: str) -> Exception:

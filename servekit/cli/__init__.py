@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[:1] == [ARCHIVER]:  # its flags are its own
         from servekit.archiver import main as archive
 
-        return archive(given[1:])
+        return archive(given[1:], f"servekit {ARCHIVER}")
     arguments_of = parser()
     options, others = arguments_of.parse_known_args(given)
     if others and options.run is not _serve:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import select
 import signal
 import socket
@@ -20,7 +21,7 @@ STOP_SECONDS = 60.0  # above Gunicorn's own time for open requests
 _LOOK_SECONDS = 0.1
 _OURS = (b"gunicorn", b"servekit.app")  # both are in the command of a server, whatever its title
 _THEIRS = (b"org.pytorch.serve",)
-_REFUSALS = ("servekit cannot start: ", "Error: ")  # ours, then Gunicorn's
+_REFUSALS = (re.compile(r"servekit cannot start: (.*)"), re.compile(r"^Error: (.*)"))  # ours, then Gunicorn's
 
 
 def require_none(pid_file: Path) -> None:
@@ -150,6 +151,6 @@ def _last_words(log: Path, start: int) -> str:
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     for refusal in _REFUSALS:
         for line in reversed(lines):
-            if refusal in line:
-                return line.partition(refusal)[2]
-    return f"{lines[-1] if lines else 'it ended without a word'} (the log is {log})"
+            if found := refusal.search(line):
+                return found[1]
+    return f"The server ended with: {lines[-1] if lines else 'no word'}; look at {log} for more."

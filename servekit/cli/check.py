@@ -42,6 +42,7 @@ def check_version(folder: Path) -> str:
     from servekit.batcher import Backlog
     from servekit.model import load_model
 
+    sys.path.insert(0, os.getcwd())  # where model.json's network is looked for, as by Gunicorn
     settings = Settings.from_environ(os.environ)
     name, version = folder.resolve().parent.name, folder.resolve().name
     model = load_model(name, version, folder, settings, Backlog(settings.max_waiting))
@@ -114,7 +115,6 @@ def _is_in(file: str, folders: list[Path]) -> bool:
 
 
 def _make_engine(folder: Path, options: Mapping[str, Any]) -> Any:
-    sys.path.insert(0, os.getcwd())  # as Gunicorn does
     from servekit.engines.torchserve import TorchServeEngine
 
     return TorchServeEngine(folder, options)

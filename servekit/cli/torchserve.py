@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import ipaddress
 import os
 import re
 import sys
@@ -43,7 +44,7 @@ def start(options: argparse.Namespace, pid_file: Path) -> int:
     """
     background.require_none(pid_file)
     properties, notes = located(read_properties(options, os.environ))
-    for note in filter(None, [properties.warning, *notes]):
+    for note in filter(None, [properties.warning, exposure_of(properties), *notes]):
         print(f"servekit: {note}", file=sys.stderr)
     environ = environ_of(properties, os.environ)
     os.environ.update({name: value for name, value in environ.items() if name.startswith(PREFIX)})
@@ -109,12 +110,29 @@ def located(properties: Properties) -> tuple[Properties, list[str]]:
     return dataclasses.replace(properties, model_store=store, load_models=archives), notes
 
 
+def exposure_of(properties: Properties) -> str:
+    """Return a sentence on who may use the server, if those are more than the owner may have meant; else ""."""
+    addresses = dict.fromkeys((properties.inference_address, properties.management_address))
+    open_to = [str(address) for address in addresses if not _is_loopback(address.host)]
+    if not (open_to and properties.disable_token_authorization):
+        return ""
+    more = ", and make it load models and run their code" if properties.enable_model_api else ""
+    return f"Tokens are off: whoever reaches {' or '.join(open_to)} may use the server{more}."
+
+
 def environ_of(properties: Properties, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of the server: what `environ` has and the settings allow, and the settings themselves."""
     hidden = re.compile(properties.blacklist_env_vars) if properties.blacklist_env_vars else None
     kept = {name: value for name, value in environ.items() if hidden is None or not hidden.fullmatch(name)}
     ours = {f"{PREFIX}TORCHSERVE": properties.to_text(), f"{PREFIX}MODEL_STORE": str(properties.model_store)}
     return kept | ours
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _locate(source: str, store: Path, notes: list[str]) -> str:
