@@ -447,7 +447,7 @@ def test_a_version_folder_is_checked(store: Path, tmp_path: Path, capsys: pytest
     assert capsys.readouterr().out.startswith(f"{folder} is fine: linear, version 1, handler ")
     edit(folder, handler="servekit.handlers.regression:Nothing")
     assert main(["check", str(folder)]) == 1
-    assert capsys.readouterr().err.startswith(f"{folder}: ")
+    assert capsys.readouterr().err.startswith(f"{folder}/model.json: the handler ")
 
 
 def test_what_is_no_archive_is_refused_by_the_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -485,6 +485,7 @@ def archive_in(folder: Path, handler: str = "x = 1\n", **manifest: str) -> Path:
 def test_an_archive_is_unpacked_elsewhere_and_loaded_as_a_server_would(tmp_path: Path) -> None:
     pytest.importorskip("servekit.archive")
     path = archive_in(tmp_path, modelVersion="2.0")
+    (tmp_path / "temporary").mkdir()
     engine = Loaded()
     said = check_archive(path, tmp_path / "temporary", False, engine)
     assert said == f"{path} is fine: my_model, version 2.0, handler handler.py."
@@ -498,10 +499,13 @@ def test_an_archive_is_unpacked_elsewhere_and_loaded_as_a_server_would(tmp_path:
 def test_a_package_that_is_missing_may_be_among_the_requirements(tmp_path: Path) -> None:
     pytest.importorskip("servekit.archive")
     path = archive_in(tmp_path, requirementsFile="requirements.txt")
-    with pytest.raises(ModelLoadError, match="^The handler fails. Its requirements.txt may name it: try --install.$"):
-        check_archive(path, tmp_path / "temporary", False, Loaded(ImportError("nothing")))
-    with pytest.raises(ModelLoadError, match="^The handler fails.$"):
-        check_archive(path, tmp_path / "other", False, Loaded(ValueError("nothing")))
+    sentences = {ImportError("x"): "The handler fails. Its requirements.txt may name it: try --install."}
+    sentences |= {ValueError("x"): "The handler fails."}
+    for cause, sentence in sentences.items():
+        temporary = tmp_path / type(cause).__name__
+        temporary.mkdir()
+        with pytest.raises(ModelLoadError, match=f"^{re.escape(sentence)}$"):
+            check_archive(path, temporary, False, Loaded(cause))
 
 
 def test_an_archive_that_cannot_be_served_is_explained(tmp_path: Path) -> None:
@@ -513,6 +517,14 @@ def test_an_archive_that_cannot_be_served_is_explained(tmp_path: Path) -> None:
     assert lines[0].startswith(f"{path.name}: ") and "NameError" in lines[0]
     assert lines[1] == '  File "handler.py", line 2, in handle'
     assert lines[-1] == "NameError: name 'nothing' is not defined"
+
+
+def test_an_archive_that_cannot_be_unpacked_is_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("servekit.archive")
+    (tmp_path / "cut.mar").write_bytes(b"PK")
+    assert main(["check", str(tmp_path / "cut.mar")]) == 1
+    said = capsys.readouterr().err
+    assert said.count("cut.mar") == 1 and said.count("\n") == 1
 
 
 def test_what_is_neither_archive_nor_version_is_refused_by_the_check(tmp_path: Path) -> None:

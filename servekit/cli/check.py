@@ -30,7 +30,8 @@ def check(path: Path, install: bool = False) -> int:
             is_version = (path / _MODEL_JSON).is_file()
             print(check_version(path) if is_version else check_archive(path, folder, install))
         except StartupError as error:
-            print(f"{path}: {error}", file=sys.stderr)
+            is_named = str(error).startswith((f"{path}/", f"{path.name} "))
+            print(error if is_named else f"{path}: {error}", file=sys.stderr)
             for line in own_lines(error, [folder, path.resolve()]):
                 print(line, file=sys.stderr)
             return 1
