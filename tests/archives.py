@@ -1,0 +1,90 @@
+"""Small model archives for tests and for the comparison with TorchServe: real .mar files, the same bytes every time."""
+
+import dataclasses
+import io
+import json
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+HANDLERS = Path(__file__).parent / "golden" / "torchserve" / "handlers"
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+    """What lies in one archive: a handler of HANDLERS, and what its manifest and configuration say."""
+
+    model_name: str
+    handler: str
+    version: str = "1.0"
+    config: str = ""  # the text of model-config.yaml
+    network: str = ""  # a module of HANDLERS with a network; a state dict with the weight 2 lies beside it
+    has_manifest: bool = True
+
+    def manifest(self) -> dict[str, Any]:
+        """Return MAR-INF/MANIFEST.json as the archiver writes it."""
+        model = {"modelName": self.model_name, "handler": f"{self.handler}.py", "modelVersion": self.version}
+        if self.network:
+            model |= {"modelFile": f"{self.network}.py", "serializedFile": "weights.pt"}
+        if self.config:
+            model["configFile"] = "model-config.yaml"
+        kept = {name: value for name, value in model.items() if value}
+        return {"createdOn": "01/01/2026 00:00:00", "runtime": "python", "model": kept, "archiverVersion": "0.12.0"}
+
+    def files(self) -> dict[str, bytes]:
+        """Return every file of the archive by its name."""
+        found = {f"{self.handler}.py": (HANDLERS / f"{self.handler}.py").read_bytes()}
+        if self.has_manifest:
+            found["MAR-INF/MANIFEST.json"] = json.dumps(self.manifest(), indent=2).encode()
+        if self.config:
+            found["model-config.yaml"] = self.config.encode()
+        if self.network:
+            found[f"{self.network}.py"] = (HANDLERS / f"{self.network}.py").read_bytes()
+            found["weights.pt"] = state_dict({"weight": [2.0]})
+        return found
+
+
+CONFIGURED = "minWorkers: 1\nmaxWorkers: 2\nbatchSize: 4\nmaxBatchDelay: 1500\nresponseTimeout: 60\n"
+ARCHIVES = {
+    "echo": Archive("echo", "echo"),
+    "headers": Archive("headers", "headers"),
+    "answers": Archive("answers", "answers"),
+    "count": Archive("count", "count"),
+    "configured": Archive("configured", "count", config=CONFIGURED),
+    "queue": Archive("queue", "answers", config="minWorkers: 1\njobQueueSize: 1\n"),
+    "version1": Archive("version", "version", "1.0"),
+    "version2": Archive("version", "version", "2.0"),
+    "version3": Archive("version", "version", "3.0-beta"),
+    "described": Archive("described", "described"),
+    "stream": Archive("stream", "stream"),
+    "broken": Archive("broken", "broken"),
+    "nameless": Archive("", "echo"),
+    "no_manifest": Archive("", "echo", has_manifest=False),
+    "enveloped": Archive("enveloped", "enveloped"),
+    "linear": Archive("linear", "linear", network="double_network"),
+}
+
+
+def write(store: Path, names: Iterable[str]) -> None:
+    """Write `<name>.mar` for each of `names` into the folder `store`."""
+    for name in names:
+        (store / f"{name}.mar").write_bytes(packed(ARCHIVES[name].files()))
+
+
+def packed(files: Mapping[str, bytes]) -> bytes:
+    """Return a zip of `files`, which depends on nothing but them."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(zipfile.ZipInfo(name, (2026, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED)
+    return stream.getvalue()
+
+
+def state_dict(values: Mapping[str, list[float]]) -> bytes:
+    """Return what `torch.save` writes for a state dict of `values`."""
+    import torch
+
+    stream = io.BytesIO()
+    torch.save({name: torch.tensor(numbers) for name, numbers in values.items()}, stream)
+    return stream.getvalue()

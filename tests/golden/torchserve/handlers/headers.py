@@ -1,0 +1,7 @@
+"""Answers with every header that the context has for the request."""
+
+
+def handle(data, context):
+    if data is None:
+        return None
+    return [dict(context.get_all_request_header(index)) for index in range(len(data))]
