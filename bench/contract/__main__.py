@@ -5,11 +5,11 @@ import signal
 import sys
 
 from bench.contract import golden, targets
-from bench.contract.cases import Group
+from bench.contract.cases import Case, Group
 from bench.contract.exchange import Answer, exchange
 from bench.contract.groups import GROUPS
 from bench.contract.normal import normalise
-from bench.contract.targets import Target
+from bench.contract.targets import Running, Target
 from bench.peers.install import install, pins
 
 
@@ -43,11 +43,13 @@ def record(chosen: list[Group]) -> None:
 def asked(target: Target, group: Group) -> dict[str, list[Answer]]:
     """Start `target`, send it the cases of `group` in turn, and return its answers, normalised."""
     with targets.running(target, group) as server:
-        folder = str(server.folder)
-        return {
-            case.name: [normalise(each, server.ports, folder) for each in exchange(case, server.ports, server.keys())]
-            for case in group.cases
-        }
+        return {case.name: _answers(server, case) for case in group.cases}
+
+
+def _answers(server: Running, case: Case) -> list[Answer]:
+    keys = server.keys()
+    answers = exchange(case, server.ports, keys)
+    return [normalise(answer, server.ports, keys | server.keys(), str(server.folder)) for answer in answers]
 
 
 if __name__ == "__main__":

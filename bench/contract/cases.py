@@ -16,7 +16,8 @@ Header = tuple[str, str]
 class Case:
     """One request: nothing is sent but `Host`, `headers` and, for a body, `Content-Length`.
 
-    `<inference key>`, `<management key>` and `<API key>` in path and headers stand for the tokens of the server.
+    `<inference key>`, `<management key>` and `<API key>` in path and headers stand for the tokens of the server, and
+    `<first ... key>` for those that it began with.
     """
 
     name: str
@@ -26,7 +27,7 @@ class Case:
     headers: tuple[Header, ...] = ()
     body: bytes | None = None
     raw: bytes = b""  # sent as it stands, in place of all of the above
-    copies: int = 1  # so many connections send it at a time, each `stagger` seconds after the one before
+    together: tuple[bytes, ...] = ()  # these bodies, over a connection each, each `stagger` seconds after the one before
     stagger: float = 0.0
     until: str = ""  # sent again until the body matches this pattern: what takes time may still be under way
     seconds: float = 30.0  # without an answer for so long, there is none

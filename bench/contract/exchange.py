@@ -26,13 +26,13 @@ class Answer:
 
 
 def exchange(case: Case, ports: Mapping[str, int], keys: Mapping[str, str]) -> list[Answer]:
-    """Send `case` as often as it says; return an answer for each copy, sorted by status and body."""
-    if case.copies == 1:
+    """Send `case`; return its answer, or those to all its bodies sorted by status and body."""
+    if not case.together:
         return [_repeated(case, ports[case.port], keys)]
-    with concurrent.futures.ThreadPoolExecutor(case.copies) as pool:
+    with concurrent.futures.ThreadPoolExecutor(len(case.together)) as pool:
         sent = []
-        for _ in range(case.copies):
-            sent.append(pool.submit(_send, case, ports[case.port], keys))
+        for body in case.together:
+            sent.append(pool.submit(_send, dataclasses.replace(case, body=body), ports[case.port], keys))
             time.sleep(case.stagger)
         return sorted((each.result() for each in sent), key=lambda answer: (answer.status, answer.body))
 

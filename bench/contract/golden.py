@@ -40,8 +40,8 @@ def _case(case: Case) -> dict[str, Any]:
         request["headers"] = dict(case.headers) if len(dict(case.headers)) == len(case.headers) else case.headers
     if case.body is not None:
         request |= _text(case.body)
-    if case.copies > 1:
-        request |= {"copies": case.copies, "stagger": case.stagger}
+    if case.together:
+        request |= {"together": [body.decode() for body in case.together], "stagger": case.stagger}
     if case.until:
         request |= {"until": case.until}
     return {"name": case.name, "request": request}

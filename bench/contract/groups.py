@@ -1,6 +1,6 @@
 """Every group of cases, in the order in which they are run."""
 
-from bench.contract import inference
+from bench.contract import access, handlers, inference, management
 
 GROUPS = (
     inference.group_without_models(),
@@ -8,4 +8,29 @@ GROUPS = (
     inference.group_bodies(),
     inference.group_not_decoded(),
     inference.group_routes(),
+    handlers.group_answers(),
+    handlers.group_failures(),
+    handlers.group_died(),
+    handlers.group_too_slow(),
+    handlers.group_batches(),
+    handlers.group_queue(),
+    handlers.group_stream(),
+    handlers.group_base_handler(),
+    *handlers.groups_envelopes(),
+    management.group_register(),
+    management.group_register_by_json(),
+    management.group_scale(),
+    management.group_versions(),
+    management.group_list(),
+    management.group_describe_itself(),
+    access.group_tokens(),
+    access.group_expired(),
+    access.group_model_control_off(),
+    access.group_allowed_urls(),
+    access.group_cors(),
+    access.group_sizes(),
+    access.group_open_inference(),
+    access.group_workflows(),
+    handlers.group_metrics(),
+    *handlers.groups_other_metrics(),
 )

@@ -21,12 +21,14 @@ EXPOSITION = "text/plain; version=0.0.4"
 COUNTS = re.compile(r"(Requests[245]XX|ts_inference_requests_total)\{")
 
 
-def normalise(answer: Answer, ports: Mapping[str, int], folder: str) -> Answer:
+def normalise(answer: Answer, ports: Mapping[str, int], keys: Mapping[str, str], folder: str) -> Answer:
     """Return `answer` without what changes from run to run; `folder` is the one that the server was started in."""
 
     def rewritten(text: str) -> str:
         for role, port in ports.items():
             text = re.sub(rf"\b{port}\b", f"<{role} port>", text)
+        for name, key in keys.items():
+            text = text.replace(key, f"<{name} key>")
         text = text.replace(folder, "<folder>")
         for _, pattern, stand_in in RULES:
             text = pattern.sub(stand_in, text)

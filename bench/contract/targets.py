@@ -38,14 +38,17 @@ class Running:
     def __init__(self, ports: dict[str, int], folder: Path) -> None:
         self.ports = ports
         self.folder = folder
+        self._first: dict[str, str] = {}
 
     def keys(self) -> dict[str, str]:
-        """Return the tokens by name, as they are now; none where the server wants none."""
+        """Return the tokens by name, as they are now and as they were first; none where the server wants none."""
         try:
             content = json.loads((self.folder / "key_file.json").read_text())
         except (OSError, ValueError):
             return {}
-        return {name: content[name]["key"] for name in KEYS if name in content}
+        now = {name: content[name]["key"] for name in KEYS if name in content}
+        self._first = self._first or {f"first {name}": key for name, key in now.items()}
+        return now | self._first
 
 
 def torchserve() -> Target:
@@ -105,9 +108,9 @@ def prepare(folder: Path, group: Group, first: int) -> None:
     write(folder / "model-store", group.archives)
     lines = [f"{role}_address=http://127.0.0.1:{first + number}" for number, role in enumerate(ROLES)]
     lines += [f"grpc_{role}_port={first + len(ROLES) + number}" for number, role in enumerate(ROLES[:2])]
-    lines += ["disable_system_metrics=true", "default_workers_per_model=1"]
+    lines += ["disable_system_metrics=true"]
     if group.load:
-        lines += ["load_models=" + ",".join(f"{name}.mar" for name in group.load)]
+        lines += ["default_workers_per_model=1", "load_models=" + ",".join(f"{name}.mar" for name in group.load)]
     (folder / "config.properties").write_text("\n".join([*lines, *group.config]) + "\n")
 
 

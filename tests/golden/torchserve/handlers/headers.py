@@ -4,4 +4,4 @@
 def handle(data, context):
     if data is None:
         return None
-    return [dict(context.get_all_request_header(index)) for index in range(len(data))]
+    return [dict(sorted(context.get_all_request_header(index).items())) for index in range(len(data))]
