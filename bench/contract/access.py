@@ -159,8 +159,8 @@ def group_open_inference() -> Group:
         infer("infer of a version", "POST", "/v2/models/echo/versions/1.0/infer", b"{}"),
         infer("infer", "POST", "/v2/models/echo/infer", b"{}"),
     ]
-    config = (OFF, "ts_open_inference_protocol=oip")
-    return Group("open_inference", tuple(cases), ("echo",), ("echo",), config)
+    variables = (("TS_OPEN_INFERENCE_PROTOCOL", "oip"),)
+    return Group("open_inference", tuple(cases), ("echo",), ("echo",), (OFF,), variables)
 
 
 def group_workflows() -> Group:

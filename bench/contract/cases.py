@@ -46,6 +46,7 @@ class Group:
     archives: tuple[str, ...] = ()
     load: tuple[str, ...] = ()
     config: tuple[str, ...] = ("disable_token_authorization=true", "enable_model_api=true")
+    variables: tuple[tuple[str, str], ...] = ()  # of the environment
 
 
 def infer(name: str, method: str, path: str, body: bytes | None = None, *headers: Header, **more: Any) -> Case:

@@ -19,6 +19,7 @@ def write(group: Group, answers: dict[str, list[Answer]], server: str) -> Path:
         "config": group.config,
         "archives": group.archives,
         "load": group.load,
+        "variables": dict(group.variables),
         "cases": [_case(case) | {"answers": [_answer(each) for each in answers[case.name]]} for case in group.cases],
     }
     path = FOLDER / f"{group.name}.json"

@@ -133,7 +133,7 @@ def group_scale() -> Group:
         infer("predict again", "POST", "/predictions/version", b"x", TEXT),
         manage("one that cannot start", "PUT", "/models/broken?min_worker=1&synchronous=true", seconds=90),
     ]
-    first = manage("register the broken one", "POST", "/models?url=broken.mar&startup_timeout=20")
+    first = manage("register the broken one", "POST", "/models?url=broken.mar&startup_timeout=20&initial_workers=0")
     return Group("scale", (first, *cases), ("version1", "broken"), ("version1",))
 
 

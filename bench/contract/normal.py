@@ -10,7 +10,7 @@ from bench.contract.exchange import Answer
 RULES = (
     ("uuid", re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b"), "<uuid>"),
     ("pid", re.compile(r'("pid": )\d+'), r'\1"<pid>"'),
-    ("worker id", re.compile(r'("id": )"\d+"'), r'\1"<worker id>"'),
+    ("worker id", re.compile(r'("id": )"\d+"(?=,\s+"startTime")'), r'\1"<worker id>"'),
     ("time", re.compile(r'("startTime": )"[^"]+"'), r'\1"<time>"'),
     ("memory", re.compile(r'("memoryUsage": )\d+'), r'\1"<bytes>"'),
     ("host", re.compile(r'([Hh]ostname=)"[^"]*"'), r'\1"<host>"'),
@@ -18,7 +18,7 @@ RULES = (
     ("date", re.compile(r"\b\w{3}, \d\d \w{3} 2\d{3} \d\d:\d\d:\d\d GMT"), "<date>"),
 )
 EXPOSITION = "text/plain; version=0.0.4"
-COUNTS = re.compile(r"(Requests[245]XX|ts_inference_requests_total)\{")
+COUNTS = re.compile(r"ts_inference_requests_total\{")
 
 
 def normalise(answer: Answer, ports: Mapping[str, int], keys: Mapping[str, str], folder: str) -> Answer:
@@ -45,7 +45,7 @@ def normalise(answer: Answer, ports: Mapping[str, int], keys: Mapping[str, str],
 
 
 def exposition(text: str) -> str:
-    """Return a page of metrics with its families and samples sorted, and every value but a count of requests replaced."""
+    """Return a page of metrics with its families and samples sorted, and every value but the count of predictions replaced."""
     families: dict[str, list[str]] = {}
     name = ""
     for line in text.splitlines():

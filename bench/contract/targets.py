@@ -86,7 +86,7 @@ def running(target: Target, group: Group) -> Iterator[Running]:
             process = subprocess.Popen(
                 target.command(),
                 cwd=folder,
-                env=environment(target.variables | variables),
+                env=environment(target.variables | variables | dict(group.variables)),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
