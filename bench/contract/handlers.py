@@ -26,6 +26,7 @@ WRONG = (
     *("raise", "assert", "not a list", "a string", "a tuple", "none at all", "no item", "two items", "object", "set"),
     *("memory", "cuda", "prediction", "prediction plain", "prediction 400", "tensor list"),
 )
+Bodies = tuple[tuple[str, bytes, tuple[Header, ...]], ...]  # name, body, headers
 LOADED = ("disable_token_authorization=true",)
 
 
@@ -135,28 +136,29 @@ def groups_envelopes() -> tuple[Group, ...]:
     """Return a group for each service envelope."""
     encoded = b'{"instances": [{"b64": "aGk="}, {"b64": "eW91"}]}'
     v2 = b'{"id": "7", "inputs": [{"name": "input-0", "shape": [2], "datatype": "INT64", "data": [1, 2]}]}'
-    two = b'{"inputs": [{"name": "a", "shape": [1], "datatype": "FP32", "data": [1.5]}, {"name": "b", "shape": [1], "datatype": "BYTES", "data": ["x"]}]}'
+    number = b'{"name": "a", "shape": [1], "datatype": "FP32", "data": [1.5]}'
+    text = b'{"name": "b", "shape": [1], "datatype": "BYTES", "data": ["x"]}'
+    two = b'{"inputs": [' + number + b", " + text + b"]}"
     instances = ("numbers", b'{"instances": [1, 2]}', (JSON,))
-    bodies: dict[str, tuple[tuple[str, bytes, tuple[Header, ...]], ...]] = {
+    objects = ("objects", b'{"instances": [{"a": 1}]}', (JSON,))
+    bad: Bodies = (("none", b"{}", (JSON,)), ("text", b"hi", (TEXT,)))
+    bodies: dict[str, Bodies] = {
         "body": (("text", b"hi", (TEXT,)), ("json", b'{"a": 1}', (JSON,)), ("empty", b"", ())),
-        "json": (instances, ("encoded", encoded, (JSON,)), ("none", b"{}", (JSON,)), ("text", b"hi", (TEXT,))),
-        "kserve": (instances, ("objects", b'{"instances": [{"a": 1}]}', (JSON,)), ("none", b"{}", (JSON,)), ("text", b"hi", (TEXT,))),
-        "kservev2": (("tensor", v2, (JSON,)), ("two tensors", two, (JSON,)), ("none", b"{}", (JSON,)), ("text", b"hi", (TEXT,))),
+        "json": (instances, ("encoded", encoded, (JSON,)), *bad),
+        "kserve": (instances, objects, *bad),
+        "kservev2": (("tensor", v2, (JSON,)), ("two tensors", two, (JSON,)), *bad),
     }
     return tuple(_envelope(name, sent) for name, sent in bodies.items())
 
 
-def _envelope(name: str, bodies: tuple[tuple[str, bytes, tuple[Header, ...]], ...]) -> Group:
+def _envelope(name: str, bodies: Bodies) -> Group:
     routes = {"kserve": "/v1/models/enveloped:predict", "kservev2": "/v2/models/enveloped/infer"}
     path = routes.get(name, "/predictions/enveloped")
     cases = [infer(each, "POST", path, body, *headers) for each, body, headers in bodies]
-    cases.append(infer("by the other route", "POST", "/predictions/enveloped", *_sent(bodies[0])))
+    _, body, headers = bodies[0]
+    cases.append(infer("by the other route", "POST", "/predictions/enveloped", body, *headers))
     config = (*LOADED, f"service_envelope={name}")
     return Group(f"envelope_{name}", tuple(cases), ("enveloped",), ("enveloped",), config)
-
-
-def _sent(body: tuple[str, bytes, tuple[Header, ...]]) -> tuple[bytes, Header]:
-    return body[1], body[2][0]
 
 
 def group_metrics() -> Group:
@@ -181,13 +183,12 @@ def group_metrics() -> Group:
 
 
 def groups_other_metrics() -> tuple[Group, ...]:
-    """Return the metrics in TorchServe's other modes, and without their port."""
+    """Return the metrics in TorchServe's other modes."""
     cases = (infer("one", "POST", "/predictions/answers", b"int", TEXT), scrape("metrics", "/metrics"))
-    modes = tuple(
+    return tuple(
         Group(f"metrics_{mode}", cases, ("answers",), ("answers",), (*LOADED, f"metrics_mode={mode}"))
         for mode in ("log", "legacy")
     )
-    return modes
 
 
 def _plain(path: str, body: bytes, version: str) -> bytes:

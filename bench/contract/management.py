@@ -4,28 +4,32 @@ from bench.contract.cases import JSON, TEXT, Case, Group, infer, manage
 
 ARCHIVES = ("version1", "version2", "version3", "echo", "described", "broken", "nameless", "no_manifest", "configured")
 READY = '"READY"'
+REFUSED = (
+    ("no url", "/models"),
+    ("no url but a name", "/models?model_name=x"),
+    ("empty url", "/models?url="),
+    ("not found", "/models?url=none.mar"),
+    ("no archive", "/models?url=none"),
+    ("relative", "/models?url=../version1.mar"),
+    ("relative, encoded", "/models?url=..%2Fversion1.mar"),
+    ("relative inside", "/models?url=a/../version1.mar"),
+    ("file of the system", "/models?url=file:///etc/passwd"),
+    ("folder of the system", "/models?url=/etc"),
+    ("nobody there to download from", "/models?url=http://127.0.0.1:1/x.mar"),
+    ("not a scheme", "/models?url=ftp://127.0.0.1/x.mar"),
+    ("unknown runtime", "/models?url=version1.mar&runtime=ruby"),
+    ("a handler that is not there", "/models?url=version1.mar&handler=none&initial_workers=1&startup_timeout=20"),
+)
 
 
 def group_register() -> Group:
     """Return every way to register a model, well and badly."""
-    refused = [
-        ("no url", "/models"),
-        ("no url but a name", "/models?model_name=x"),
-        ("empty url", "/models?url="),
-        ("not found", "/models?url=none.mar"),
-        ("no archive", "/models?url=none"),
-        ("relative", "/models?url=../version1.mar"),
-        ("relative, encoded", "/models?url=..%2Fversion1.mar"),
-        ("relative inside", "/models?url=a/../version1.mar"),
-        ("file of the system", "/models?url=file:///etc/passwd"),
-        ("folder of the system", "/models?url=/etc"),
-        ("nobody there to download from", "/models?url=http://127.0.0.1:1/x.mar"),
-        ("not a scheme", "/models?url=ftp://127.0.0.1/x.mar"),
-        ("unknown runtime", "/models?url=version1.mar&runtime=ruby"),
-        ("a handler that is not there", "/models?url=version1.mar&handler=none&initial_workers=1&startup_timeout=20"),
-    ]
-    cases = [manage(name, "POST", path) for name, path in refused]
-    cases += [
+    cases = [manage(name, "POST", path) for name, path in REFUSED]
+    return Group("register", (*cases, *_versions(), *_parameters(), *_failing()), ARCHIVES)
+
+
+def _versions() -> list[Case]:
+    return [
         manage("describe after a handler that is not there", "GET", "/models/version", until=""),
         manage("remove it", "DELETE", "/models/version"),
         manage("register", "POST", "/models?url=version1.mar"),
@@ -43,6 +47,11 @@ def group_register() -> Group:
         manage("third version, not waited for", "POST", "/models?url=version3.mar&initial_workers=1&synchronous=false"),
         infer("predict the third version", "POST", "/predictions/version/3.0-beta", b"x", TEXT, until="^3.0-beta$"),
         manage("describe all versions", "GET", "/models/version/all"),
+    ]
+
+
+def _parameters() -> list[Case]:
+    return [
         manage("another name", "POST", "/models?url=echo.mar&model_name=other&batch_size=8&max_batch_delay=5&response_timeout=7"),
         manage("describe the other name", "GET", "/models/other"),
         manage("junk for numbers", "POST", "/models?url=echo.mar&model_name=junk&batch_size=x&initial_workers=y&synchronous=z"),
@@ -56,6 +65,11 @@ def group_register() -> Group:
         manage("odd name", "POST", "/models?url=echo.mar&model_name=a%20%2F%22b"),
         manage("archive with settings", "POST", "/models?url=configured.mar"),
         manage("describe the archive with settings", "GET", "/models/configured", until=READY),
+    ]
+
+
+def _failing() -> list[Case]:
+    return [
         manage("broken, waited for", "POST", "/models?url=broken.mar&initial_workers=1&startup_timeout=20", seconds=90),
         manage("describe the broken one", "GET", "/models/broken"),
         manage("broken again", "POST", "/models?url=broken.mar&initial_workers=1&startup_timeout=20", seconds=90),
@@ -68,7 +82,6 @@ def group_register() -> Group:
         manage("patch of a model", "PATCH", "/models/version"),
         manage("head of a model", "HEAD", "/models/version"),
     ]
-    return Group("register", tuple(cases), ARCHIVES)
 
 
 def group_register_by_json() -> Group:
