@@ -1,7 +1,9 @@
 import re
 import subprocess
 import sys
+import threading
 
+from servekit import metrics
 from tests.server import ROOT, Server, environment, wait_for
 
 LINE = re.compile(r'^(servekit_\w+)(?:\{(.*)\})? (\S+)$', re.MULTILINE)
@@ -95,3 +97,31 @@ def test_health_checks_and_scrapes_leave_no_line_in_the_access_log(server: Serve
     assert wait_for(lambda: "POST /health" in server.text())  # a probe that fails is worth a line
     assert "GET /nothing" in server.text()
     assert "GET /health" not in server.text() and "GET /metrics" not in server.text()
+
+
+def test_of_two_kinds_of_one_name_the_first_counts() -> None:
+    page = metrics.page("two kinds")
+    for kind in ("counter", "gauge"):
+        update = page.series(kind, "Both", 'a="b",', "text")
+        assert update is not None
+        update(5)
+        update(5)
+    assert page.families() == {"Both": metrics.Family("counter", "text", {'a="b",': {None: 10}})}
+    assert metrics.page("another").families() == {}
+
+
+def test_threads_lose_no_count() -> None:
+    page = metrics.page("threads")
+
+    def count() -> None:
+        for number in range(2000):
+            update = page.series("counter", f"Name{number % 50}", "", "text")
+            assert update is not None
+            update(1)
+
+    threads = [threading.Thread(target=count) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {family.series[""][None] for family in page.families().values()} == {320}

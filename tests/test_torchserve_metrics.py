@@ -3,11 +3,8 @@ import json
 import logging
 import os
 import re
-import shutil
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +14,10 @@ import pytest
 from flask import Flask
 from prometheus_client.parser import text_string_to_metric_families
 
-from servekit import metrics
 from servekit.blueprints import torchserve_metrics
 from servekit.errors import SettingError
 from servekit.torchserve import exposition
-from servekit.torchserve.catalogue import STANDARD, read_catalogue
-from servekit.torchserve.host import MIN_SECONDS, Processors, gpus, readings
+from servekit.torchserve.catalogue import STANDARD
 from tests.server import ROOT, environment
 
 REQUESTS = r'Requests2XX\{Level="Host",Hostname=".*",\} \d+\.\d+'  # as TorchServe's own tests look for it
@@ -268,34 +263,6 @@ def test_no_value_of_a_handlers_spoils_the_page(page: Page) -> None:
     assert len(list(text_string_to_metric_families(text))) > 20
 
 
-def test_of_two_kinds_of_one_name_the_first_counts() -> None:
-    page = metrics.page("two kinds")
-    for kind in ("counter", "gauge"):
-        update = page.series(kind, "Both", 'a="b",', "text")
-        assert update is not None
-        update(5)
-        update(5)
-    assert page.families() == {"Both": metrics.Family("counter", "text", {'a="b",': {None: 10}})}
-    assert metrics.page("another").families() == {}
-
-
-def test_threads_lose_no_count() -> None:
-    page = metrics.page("threads")
-
-    def count() -> None:
-        for number in range(2000):
-            update = page.series("counter", f"Name{number % 50}", "", "text")
-            assert update is not None
-            update(1)
-
-    threads = [threading.Thread(target=count) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert {family.series[""][None] for family in page.families().values()} == {320}
-
-
 def test_dimensions_without_end_are_cut_off() -> None:
     code = """for number in range(1500):
     exposition.observe_model_metric("Users", "counter", 1, "count", {"User": f"{number}"})
@@ -363,41 +330,6 @@ for name in ("Listed", "Spread", "HandlerTime"):
     assert 'Spread_sum{ModelName="filed",Level="Model",Hostname="h",} 2.0' in lines
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ("a: [", "is not YAML"),
-        ("!!python/object/apply:os.system ['touch broken']", "is not YAML"),
-        ("- a", "no mapping with ts_metrics"),
-        ("", "no mapping with ts_metrics"),
-        ("ts_metrics: [a]", "ts_metrics is no mapping"),
-        ("model_metrics: {summary: []}", "none of counter, gauge and histogram"),
-        ("model_metrics: {gauge: {a: 1}}", "gauge in model_metrics is no list"),
-        ("model_metrics: {gauge: [{unit: ms}]}", "None is no name"),
-        ("model_metrics: {gauge: [HandlerTime]}", "None is no name"),
-        ("model_metrics: {gauge: [{name: a-b}]}", "'a-b' is no name"),
-        ("model_metrics: {gauge: [{name: a, dimensions: b}]}", "dimensions of a"),
-        ("model_metrics: {gauge: [{name: a, dimensions: ['b-c']}]}", "dimensions of a"),
-        ("model_metrics: {gauge: [{name: a, dimensions: [b, b]}]}", "a dimension of a is there twice"),
-        ("model_metrics: {gauge: [{name: a}], counter: [{name: a}]}", "a is there twice"),
-        ("model_metrics: {gauge: [{name: a}]}\nts_metrics: {gauge: [{name: a}]}", "both"),
-        ("ts_metrics: {gauge: [{name: Requests2XX, dimensions: [a, b]}]}", "Requests2XX is a counter"),
-        ("ts_metrics: {counter: [{name: Requests2XX}]}", "Requests2XX has 2 dimensions: Level, Hostname"),
-    ],
-)
-def test_a_metrics_file_that_cannot_be_used_is_refused_in_one_sentence(tmp_path: Path, content: str, reason: str) -> None:
-    file = tmp_path / "metrics.yaml"
-    file.write_text(content)
-    with pytest.raises(SettingError) as caught:
-        read_catalogue(file)
-    assert reason in str(caught.value) and "\n" not in str(caught.value) and str(file) in str(caught.value)
-
-
-def test_a_metrics_file_that_is_not_there_is_named() -> None:
-    with pytest.raises(SettingError, match="metrics_config=/nowhere/metrics.yaml cannot be read: No such file"):
-        exposition.configure(Options(metrics_config="/nowhere/metrics.yaml"))
-
-
 def test_the_machine_is_measured_when_the_page_is_asked_for(page: Page) -> None:
     found = samples(page(disable_system_metrics=False))
     host = {name.partition("{")[0]: value for name, value in found.items() if name.endswith('{Level="Host",}')}
@@ -407,85 +339,6 @@ def test_the_machine_is_measured_when_the_page_is_asked_for(page: Page) -> None:
     assert host["DiskAvailable"] == pytest.approx(disk.f_bavail * disk.f_frsize / 2**30, rel=0.05)
     assert min(host[name] for name in ("MemoryUsed", "MemoryAvailable", "DiskUsage")) > 0
     assert not any(name.startswith("MemoryUsed") for name in samples(page(disable_system_metrics=True)))
-
-
-def test_processors_and_memory_are_read_from_proc(tmp_path: Path) -> None:
-    (tmp_path / "proc").mkdir()
-    stat, memory = tmp_path / "proc/stat", tmp_path / "proc/meminfo"
-    stat.write_text("cpu  100 0 100 700 100 0 0 0 50 0\ncpu0 1 1 1 1\n")
-    memory.write_text("MemTotal:  4096 kB\nMemFree:  1 kB\nMemAvailable:  1024 kB\n\n")
-    processors = Processors(tmp_path)
-    stat.write_text("cpu  120 0 110 760 110 0 0 0 70 0\n")  # 30 of 100 ticks; a guest's are within the user's
-    time.sleep(MIN_SECONDS)
-    found = {name: value for name, _, value in readings(processors, tmp_path)}
-    assert found["CPUUtilization"] == 30
-    stat.write_text("cpu  130 0 110 760 110 0 0 0 70 0\n")
-    assert processors.percent() == 30  # too soon to say
-    assert (found["MemoryUsed"], found["MemoryAvailable"], found["MemoryUtilization"]) == (3, 1, 75)
-
-
-def test_a_system_that_does_not_say_is_left_out(tmp_path: Path) -> None:
-    found = {name for name, device, _ in readings(Processors(tmp_path), tmp_path) if device is None}
-    assert found == {"DiskUsage", "DiskAvailable", "DiskUtilization"}
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/meminfo").write_text("MemTotal: 1 kB\n")
-    assert not any(name == "MemoryUsed" for name, _, _ in readings(Processors(tmp_path), tmp_path))
-
-
-class TwoGpus:
-    """NVIDIA's library as it answers on a machine whose second of three GPUs is broken, and third one cut up."""
-
-    def nvmlDeviceGetCount_v2(self, count: Any) -> int:
-        count._obj.value = 3
-        return 0
-
-    def nvmlDeviceGetHandleByIndex_v2(self, index: Any, device: Any) -> int:
-        device._obj.value = index.value + 1
-        return 15 if index.value == 1 else 0
-
-    def nvmlDeviceGetMemoryInfo(self, device: Any, memory: Any) -> int:
-        memory._obj.total, memory._obj.used = 80 * 2**30, 20 * 2**30
-        return 0
-
-    def nvmlDeviceGetUtilizationRates(self, device: Any, use: Any) -> int:
-        use._obj.gpu = 60
-        return 3 if device.value == 3 else 0
-
-
-def test_gpus_are_measured_one_by_one() -> None:
-    memory = [("GPUMemoryUtilization", 25.0), ("GPUMemoryUsed", 20 * 1024.0)]
-    first = [(name, "0", value) for name, value in [*memory, ("GPUUtilization", 60.0)]]
-    assert list(gpus(TwoGpus())) == [*first, *((name, "2", value) for name, value in memory)]
-
-
-NVML = """
-struct memory { unsigned long long total, free, used; };
-struct use { unsigned int gpu, memory; };
-int nvmlInit_v2(void) { return 0; }
-int nvmlDeviceGetCount_v2(unsigned int *count) { *count = 1; return 0; }
-int nvmlDeviceGetHandleByIndex_v2(unsigned int index, void **device) { *device = (void *)0x7fffdeadbeef; return index; }
-int nvmlDeviceGetMemoryInfo(void *device, struct memory *memory) {
-    memory->total = 80ull << 30; memory->free = 60ull << 30; memory->used = 20ull << 30;
-    return device != (void *)0x7fffdeadbeef;
-}
-int nvmlDeviceGetUtilizationRates(void *device, struct use *use) {
-    use->gpu = 60; use->memory = 5;
-    return device != (void *)0x7fffdeadbeef;
-}
-"""
-
-
-@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
-def test_nvidias_library_is_called_as_its_header_says(tmp_path: Path) -> None:
-    source = tmp_path / "nvml.c"
-    source.write_text(NVML)
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "libnvidia-ml.so.1", source], check=True)
-    code = "from servekit.torchserve.host import gpus; print(list(gpus()))"
-    variables = environment(LD_LIBRARY_PATH=str(tmp_path))
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=True)
-    readings = [("GPUMemoryUtilization", "0", 25.0), ("GPUMemoryUsed", "0", 20480.0), ("GPUUtilization", "0", 60.0)]
-    assert done.stdout.strip() == str(readings)
 
 
 @pytest.mark.parametrize(
