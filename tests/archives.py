@@ -20,11 +20,12 @@ class Archive:
     version: str = "1.0"
     config: str = ""  # the text of model-config.yaml
     network: str = ""  # a module of HANDLERS with a network; a state dict with the weight 2 lies beside it
+    entry: str = ""  # what the manifest calls the handler, if not just its file
     has_manifest: bool = True
 
     def manifest(self) -> dict[str, Any]:
         """Return MAR-INF/MANIFEST.json as the archiver writes it."""
-        model = {"modelName": self.model_name, "handler": f"{self.handler}.py", "modelVersion": self.version}
+        model = {"modelName": self.model_name, "handler": self.entry or f"{self.handler}.py", "modelVersion": self.version}
         if self.network:
             model |= {"modelFile": f"{self.network}.py", "serializedFile": "weights.pt"}
         if self.config:
@@ -46,6 +47,7 @@ class Archive:
 
 
 CONFIGURED = "minWorkers: 1\nmaxWorkers: 2\nbatchSize: 4\nmaxBatchDelay: 1500\nresponseTimeout: 60\n"
+TOLD = "minWorkers: 1\nbatchSize: 2\nhandler:\n  colour: blue\n  sizes: [1, 2.5]\nmaxBatchDelay: soon\nnone_such: 1\n"
 ARCHIVES = {
     "echo": Archive("echo", "echo"),
     "headers": Archive("headers", "headers"),
@@ -62,6 +64,13 @@ ARCHIVES = {
     "nameless": Archive("", "echo"),
     "no_manifest": Archive("", "echo", has_manifest=False),
     "enveloped": Archive("enveloped", "enveloped"),
+    "told": Archive("told", "told", config=TOLD),
+    "entry": Archive("entry", "entries", entry="entries:other"),
+    "entry_file": Archive("entry_file", "entries", entry="entries.py:other"),
+    "entry_missing": Archive("entry_missing", "entries", entry="entries:none"),
+    "both": Archive("both", "both"),
+    "two": Archive("two", "two"),
+    "swapped": Archive("swapped", "swapped"),
     "linear": Archive("linear", "linear", network="double_network"),
 }
 

@@ -1,6 +1,6 @@
 """Every group of cases, in the order in which they are run."""
 
-from bench.contract import access, handlers, inference, management
+from bench.contract import access, handlers, inference, management, startup
 
 GROUPS = (
     inference.group_without_models(),
@@ -17,6 +17,13 @@ GROUPS = (
     handlers.group_stream(),
     handlers.group_base_handler(),
     *handlers.groups_envelopes(),
+    startup.group_entries(),
+    startup.group_context(),
+    startup.group_all(),
+    startup.group_named(),
+    startup.group_models(),
+    startup.group_variables(),
+    startup.group_default_workers(),
     management.group_register(),
     management.group_register_by_json(),
     management.group_scale(),

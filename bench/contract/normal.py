@@ -35,12 +35,13 @@ def normalise(answer: Answer, ports: Mapping[str, int], keys: Mapping[str, str],
         return text
 
     headers = [(name, rewritten(value)) for name, value in answer.headers]
-    kinds = [value for name, value in headers if name.lower() == "content-type"]
+    is_page = any(name.lower() == "content-type" and value.startswith(EXPOSITION) for name, value in headers)
     body = answer.body
     text = _decoded(body)
     if text is not None:
-        body = rewritten(exposition(text) if kinds and kinds[0].startswith(EXPOSITION) else text).encode()
-    sized = [(name, _length(name, value, len(answer.body))) for name, value in headers]
+        body = rewritten(exposition(text) if is_page else text).encode()
+    length = "" if is_page else str(len(answer.body))  # of a page of metrics it is never the same
+    sized = [(name, _length(name, value, length)) for name, value in headers]
     return dataclasses.replace(answer, headers=tuple(sized), body=body)
 
 
@@ -62,8 +63,8 @@ def _sorted_samples(lines: list[str]) -> list[str]:
     return head + sorted({line for line in lines if not line.startswith("#")})
 
 
-def _length(name: str, value: str, length: int) -> str:
-    return "<length of the body>" if name.lower() == "content-length" and value == str(length) else value
+def _length(name: str, value: str, length: str) -> str:
+    return "<length of the body>" if name.lower() == "content-length" and length in ("", value) else value
 
 
 def _decoded(body: bytes) -> str | None:
