@@ -129,7 +129,7 @@ class StartupState:
 
     def __init__(self, workers: int) -> None:
         context = multiprocessing.get_context("fork")
-        self._workers = workers
+        self.workers = workers
         self._ready = context.Value("i", 0)
         self._refused = context.Value("i", 0)
 
@@ -137,11 +137,11 @@ class StartupState:
         """Note that a worker is ready; return True for the one that completes the start."""
         with self._ready:
             self._ready.value += 1
-            return bool(self._ready.value == self._workers)
+            return bool(self._ready.value == self.workers)
 
     def has_started(self) -> bool:
         """Return True once all workers have been ready."""
-        return bool(self._ready.value >= self._workers)
+        return bool(self._ready.value >= self.workers)
 
     def claim_refusal(self) -> bool:
         """Return True for the one worker that is to say why the server cannot start."""
@@ -158,14 +158,20 @@ _worker: Worker | None = None  # this process, if it is a worker
 def on_starting(server: Arbiter) -> None:
     """Prepare the master: what its workers share, what they should serve, a guard for reloads."""
     global _startup
-    _startup = StartupState(server.num_workers)
     _prepare_metrics_dir()
-    _prepare_state(server)
+    settings = Settings.from_environ(os.environ)
+    try:
+        _prepare_state(server, settings)
+    except StartupError as error:
+        raise RuntimeError(f"servekit cannot start: {error}") from None  # Gunicorn prints it, and exits
+    _startup = StartupState(server.num_workers)
+    if settings.torchserve:
+        return  # a reload gives new workers what the old ones have: archives change by TorchServe's management API only
     reload = server.reload
 
     def reload_if_servable() -> None:
         """Reload, unless the new workers could not serve: Gunicorn stops the old ones without waiting for them."""
-        if reason := _why_not_servable(server.cfg.chdir):
+        if reason := _why_not_servable(server.cfg):
             log.error("Not reloaded, the old workers go on: %s", reason)
         else:
             _look_again(server.num_workers)
@@ -198,7 +204,7 @@ def post_worker_init(worker: Worker) -> None:
     models = repository.models
     had_started = _startup.has_started()
     if _startup.add_ready():
-        log.info("%s", banner(worker.cfg, worker.sockets[0].getsockname(), models))
+        log.info("%s", banner(worker.cfg, worker.sockets[0].getsockname(), models, _startup.workers))
     elif had_started:
         log.info("A new worker is ready: %s", _listing(models))
 
@@ -238,7 +244,7 @@ def refuse(error: StartupError) -> NoReturn:
     sys.exit(0)
 
 
-def banner(cfg: Config, address: Any, models: list[Any]) -> str:
+def banner(cfg: Config, address: Any, models: list[Any], workers: int) -> str:
     """Return what the server prints when it is ready: where it listens, what it holds, and a line to try."""
     if isinstance(address, tuple):
         scheme = "https" if cfg.is_ssl else "http"
@@ -254,8 +260,8 @@ def banner(cfg: Config, address: Any, models: list[Any]) -> str:
     return (
         f"servekit {servekit.__version__} is ready\n"
         f"  address  {where}\n"
-        f"  models   {_listing(models)}\n"
-        f"  workers  {cfg.workers} ({cfg.worker_class_str}), on {models[0].device}\n"
+        f"  models   {_listing(models) or 'none yet'}\n"
+        f"  workers  {workers} ({cfg.worker_class_str}), on {models[0].device if models else 'cpu'}\n"
         f"  try      {attempt}"
     )
 
@@ -271,13 +277,13 @@ def _sleep_unless_stopped(worker: Worker, seconds: float) -> None:
         time.sleep(0.02)
 
 
-def _why_not_servable(folder: str) -> str:
+def _why_not_servable(cfg: Config) -> str:
     """Return why a worker started now could not serve, or "": load the application in a process of its own."""
     variables = {name: value for name, value in os.environ.items() if name != MULTIPROCESS_DIR}
-    command = [sys.executable, "-c", "import wsgi"]
+    command = [sys.executable, "-c", "from servekit.app import application; application()"]
     try:
         trial = subprocess.run(
-            command, cwd=folder, env=variables, capture_output=True, text=True, timeout=TRIAL_SECONDS
+            command, cwd=cfg.chdir, env=variables, capture_output=True, text=True, timeout=TRIAL_SECONDS
         )
     except subprocess.TimeoutExpired:
         return f"the models did not load within {TRIAL_SECONDS:.0f} seconds"
@@ -288,15 +294,24 @@ def _listing(models: list[Any]) -> str:
     return ", ".join(f"{model.name}/{model.version}" for model in models)
 
 
-def _prepare_state(server: Arbiter) -> None:
-    """Make what the workers share about the models, and let Gunicorn keep as many workers as it says."""
+def _prepare_state(server: Arbiter, settings: Settings) -> None:
+    """Make what the workers share about the models, and let Gunicorn keep as many workers as it says.
+
+    Raises StartupError for what the operator has named and cannot be served.
+    """
     global _state
-    settings = Settings.from_environ(os.environ)
     slots = SLOTS_PER_WORKER * max(server.num_workers, settings.max_workers)
     state = _state = State.create(settings.model_store, slots)
-    state.write(Desired.of(newest_entries(settings.model_store, server.num_workers)))
     atexit.register(state.close)
-    manage, followed = server.manage_workers, state.workers
+    if settings.torchserve:
+        from servekit.torchserve.startup import prepare
+
+        entries = prepare(settings, state)
+    else:
+        entries = newest_entries(settings.model_store, server.num_workers)
+    state.write(Desired.of(entries))
+    server.num_workers = followed = state.workers if entries else server.num_workers
+    manage = server.manage_workers
 
     def manage_as_desired() -> None:
         """Follow a change of the number that is desired; the signals TTIN and TTOU still work between two changes."""

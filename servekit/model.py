@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,14 @@ _REQUESTS = ModelSpec(
 _WARM_UP_PASSES = 3  # the first pays for first-time work; the fastest of the others is the model's speed
 
 
+# Name, kind ("counter", "gauge" or "histogram"), value, unit, dimensions of what the code of an archive measures.
+ReportMetric = Callable[[str, str, Any, str, Mapping[str, str]], None]
+
+
+def ignore_metric(name: str, kind: str, value: Any, unit: str, dimensions: Mapping[str, str]) -> None:
+    """Drop what the code of an archive measures."""
+
+
 class Model:
     """A version of a model, ready to predict; made once a worker, used by all its requests."""
 
@@ -51,12 +59,18 @@ class Model:
         self.device = engine.device
         self._handler = handler
         self._backlog = backlog
+        self._engine = engine
         self._batcher = Batcher(engine, spec.max_batch_rows, observe=self._observe, **batching)
 
     @cached_property
     def meter(self) -> ModelMeter:
         """The metrics of this version. They appear when it is first asked for, so not for a model that is not served."""
         return ModelMeter(self.name, self.version)
+
+    def use_threads(self, threads: int) -> None:
+        """Let an engine that runs others' code take so many threads of arithmetic; servekit's own take one."""
+        if hasattr(self._engine, "threads"):
+            self._engine.threads = threads
 
     @property
     def waiting(self) -> int:
@@ -128,23 +142,30 @@ class Model:
 
 
 def load_entry(
-    entry: Entry, settings: Settings, backlog: Backlog, note_failure: Callable[[str], None] = lambda text: None
+    entry: Entry,
+    settings: Settings,
+    backlog: Backlog,
+    note_failure: Callable[[str], None] = lambda text: None,
+    report_metric: ReportMetric = ignore_metric,
 ) -> Model:
     """Load what `entry` names; raise ModelLoadError with what is wrong.
 
-    `note_failure` is told, as text for people, what goes wrong in the code of an archive when it runs.
+    `note_failure` is told, as text for people, what goes wrong in the code of an archive when it runs, and
+    `report_metric` what that code measures.
     """
     if entry.format == "torchserve":
-        return _load_archive(entry, settings, note_failure)
+        return _load_archive(entry, settings, note_failure, report_metric)
     return load_model(entry.name, entry.version, Path(entry.folder), settings, backlog)
 
 
-def _load_archive(entry: Entry, settings: Settings, note_failure: Callable[[str], None]) -> Model:
+def _load_archive(
+    entry: Entry, settings: Settings, note_failure: Callable[[str], None], report_metric: ReportMetric
+) -> Model:
     """Load the handler of an archive. Requests are its rows; they wait in a line of their own, beside the event loop."""
     from servekit.engines.torchserve import TorchServeEngine
 
     options = {**entry.options, "trusted_only": settings.trusted_models_only}
-    engine = TorchServeEngine(Path(entry.folder), options, note_failure)
+    engine = TorchServeEngine(Path(entry.folder), options, note_failure, report_metric)
     spec = dataclasses.replace(_REQUESTS, max_batch_rows=options["batch_size"])
     return Model(
         entry.name,

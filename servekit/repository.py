@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from servekit.batcher import Backlog, beside
-from servekit.config import Settings
+from servekit.config import Settings, usable_cores
 from servekit.desired import Desired, Entry, newest_entries
 from servekit.errors import (
     DefaultVersionInUse,
@@ -28,7 +28,7 @@ from servekit.errors import (
     WorkersFailed,
 )
 from servekit.metrics import observe_load_failure
-from servekit.model import Model, load_entry
+from servekit.model import Model, ReportMetric, ignore_metric, load_entry
 from servekit.state import Report, State
 
 log = logging.getLogger(__name__)
@@ -52,10 +52,14 @@ class WorkerStatus:
 class Repository:
     """The loaded models of one worker; looking one up never touches the disk."""
 
-    def __init__(self, state: State, settings: Settings) -> None:
-        """Load what `state` says, in a worker that has joined it; raise ModelLoadError for what cannot be."""
+    def __init__(self, state: State, settings: Settings, report_metric: ReportMetric = ignore_metric) -> None:
+        """Load what `state` says, in a worker that has joined it; raise ModelLoadError for what cannot be.
+
+        `report_metric` is given what the code of archives measures.
+        """
         self._state = state
         self._settings = settings
+        self._report_metric = report_metric
         self._backlog = Backlog(settings.max_waiting)
         self._started = time.time()
         self._changing = threading.Lock()  # held while models come and go in this process
@@ -72,7 +76,9 @@ class Repository:
         state.note(desired.generation, self._report())
 
     @classmethod
-    def load(cls, settings: Settings, state: State | None = None) -> "Repository":
+    def load(
+        cls, settings: Settings, state: State | None = None, report_metric: ReportMetric = ignore_metric
+    ) -> "Repository":
         """Return the models that `state` says; without one, the newest version of every model in the store.
 
         Raises ModelLoadError if one of them, or all, cannot be loaded.
@@ -83,7 +89,7 @@ class Repository:
             raise ModelLoadError(
                 f"There is no model in {settings.model_store}; run `make train`, or set SERVEKIT_MODEL_STORE."
             )
-        return cls(state, settings)
+        return cls(state, settings, report_metric)
 
     # Looking up.
 
@@ -318,13 +324,16 @@ class Repository:
             self.note_failure(*entry.key, text)
 
         try:
-            return load_entry(entry, self._settings, self._backlog, note)
+            return load_entry(entry, self._settings, self._backlog, note, self._report_metric)
         except ModelLoadError:
             observe_load_failure(*entry.key)
             raise
 
     def _show(self, models: Mapping[Key, Model], desired: Desired) -> None:
         """Let requests see `models`."""
+        threads = max(1, usable_cores() // desired.workers)
+        for model in models.values():
+            model.use_threads(threads)
         self._models = models
         self._defaults = {
             name: models[name, version] for name, version in desired.defaults.items() if (name, version) in models

@@ -60,8 +60,10 @@ class Worker(base.Worker):
             if is_set:
                 log.error("This worker class does not speak %s; use --worker-class gthread, or put a proxy in front.", name)
                 sys.exit(1)
+        settings = Settings.from_environ(os.environ)
+        most = settings.max_workers if settings.torchserve else 1
         # Sockets of their own are balanced by the kernel.
-        cls.board = None if cfg.reuse_port else Board(max(1, cfg.workers))
+        cls.board = None if cfg.reuse_port else Board(max(most, cfg.workers))
 
     def load_wsgi(self) -> None:
         """Prepare the loop and load the application; Gunicorn calls this once signals are heard."""

@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,16 +65,17 @@ class TorchServeEngine:
         self._on_failure, self._sink = on_failure, sink
         self._decode = bool(options.get("decode_input", True))
         self._lock = threading.Lock()
+        self.threads: int | None = None  # of torch's arithmetic; None: as many as torch takes by itself
         ts.install()
         packages = [Path(options["requirements"])] if options.get("requirements") else []
         self._modules = Modules([self._folder, *packages])
+        weakref.finalize(self, self._modules.forget)
         self._context = _context(self._folder, options, sink)
         try:
             with self._running():
                 self._entry = _load(self._modules, options, self._context)
         except (Exception, SystemExit) as error:
             _let_the_process_end(error)
-            self._modules.forget()
             name = options.get("model_name") or folder.name
             raise ModelLoadError(f"The model {name} cannot be loaded: {describe(error, self._folder)}.") from error
         self.device = _device_of(self._entry)
@@ -88,11 +90,6 @@ class TorchServeEngine:
         with self._lock:
             responses[:] = self._answer(requests)
         return {"response": responses}
-
-    def close(self) -> None:
-        """Let go of handler, model and modules; no batch may come after that."""
-        self._entry = Entry(_closed, _closed)
-        self._modules.forget()
 
     def _answer(self, requests: Sequence[HandlerRequest]) -> list[HandlerResponse]:
         parts = self._begin(requests)
@@ -125,6 +122,9 @@ class TorchServeEngine:
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
+        torch = sys.modules.get("torch")
+        if torch and self.threads and torch.get_num_threads() != self.threads:  # it counts for each thread apart
+            torch.set_num_threads(self.threads)
         with self._modules.scope(), using(self._sink), working_in(self._folder):
             yield
 
@@ -201,7 +201,3 @@ def _failure(error: BaseException) -> HandlerFailed:
             is_status = isinstance(code, int) and 200 <= code <= 999
             return HandlerFailed(str(getattr(error, "message", FAILED)), code if is_status else 500)
     return HandlerFailed(FAILED, 503)
-
-
-def _closed(*_: Any) -> Any:
-    raise RuntimeError("The model has been unloaded.")
