@@ -1,0 +1,239 @@
+"""Between HTTP and handlers: what a handler gets of a request, and answers and errors in TorchServe's dress."""
+
+import io
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import parse_qsl
+
+from flask import Request, Response, current_app
+from werkzeug.exceptions import HTTPException
+
+from servekit.engines.torchserve import HandlerRequest, HandlerResponse, Parameter
+from servekit.errors import (
+    DeadlineExceeded,
+    HandlerFailed,
+    InvalidInput,
+    OutOfMemory,
+    PayloadTooLarge,
+    RequestError,
+    UnsupportedMediaType,
+)
+from servekit.lean import PlainResponse
+from servekit.logs import request_id
+from servekit.payload import FORM, MAX_PARTS, MULTIPART
+from servekit.torchserve.refusals import NO_METHOD, NO_RESOURCE, STATUSES, Refusal
+from servekit.torchserve.registry import current
+
+log = logging.getLogger(__name__)
+
+JSON = "application/json"
+MAX_ESCAPES = 2**20  # percent signs of a form: each costs its parser a hundred times its size
+
+_BODY = "body"  # what is not a form is a parameter of this name
+_UNCACHED = (
+    ("Pragma", "no-cache"),
+    ("Cache-Control", "no-cache; no-store, must-revalidate, private"),
+    ("Expires", "Thu, 01 Jan 1970 00:00:00 UTC"),
+)
+# Names of headers that WSGI spells otherwise than TorchServe's clients and handlers do.
+_NAMES = {
+    "CONTENT_TYPE": "Content-Type",
+    "CONTENT_LENGTH": "Content-Length",
+    **{
+        f"HTTP_TS_REQUEST_SEQUENCE_{part}": f"ts_request_sequence_{part.lower()}" for part in ("ID", "START", "END")
+    },
+}
+_SECRET = "HTTP_AUTHORIZATION"  # a key to the server is none of a handler's business
+_FIELD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t -~\x80-\xff]*")  # RFC 9110, sections 5.1 and 5.5
+_REASON = re.compile(r"[\t -~\x80-\xff]+")
+_SENDABLE = range(200, 1000)  # statuses that end an answer
+_FRAMING = frozenset(("content-length", "transfer-encoding", "connection"))  # the server's own
+_TOO_LARGE = "The request is too large; at most {limit} bytes and {parts} files or fields are read."
+_DAMAGED = "The form is damaged; it needs a boundary, and all its parts."
+_FAILED = "The server failed; its log says why, under the x-request-id of this answer."
+_KINDS: Mapping[type[RequestError], str] = {
+    InvalidInput: "BadRequestException",
+    UnsupportedMediaType: "BadRequestException",
+    PayloadTooLarge: "PayloadTooLargeException",
+    HandlerFailed: "InternalServerException",
+    OutOfMemory: "OutOfMemoryError",
+}
+
+
+# Requests.
+
+
+def handler_request(
+    request: Request, headers: Mapping[str, str] | None = None, with_query: bool = False
+) -> HandlerRequest:
+    """Return what a handler gets of `request`; `headers` are added to the client's.
+
+    Fields of a form are parameters, and so is the query if that is asked for; any other body is the parameter `body`.
+    Of two with the same name the last one counts. Raises InvalidInput, PayloadTooLarge, or Werkzeug's 413.
+    """
+    parameters: dict[str, Parameter] = {}
+    if with_query:
+        _add_texts(parameters, request.query_string)
+    kind = request.mimetype
+    if kind == FORM:
+        _add_texts(parameters, request.get_data())
+    elif kind == MULTIPART:
+        _add_parts(parameters, request)
+    else:
+        sent = request.environ.get("CONTENT_TYPE", "").partition(";")[0].strip()
+        parameters[_BODY] = Parameter(_BODY, sent or None, request.get_data())
+    return HandlerRequest(request_id.get(), headers_of(request) | dict(headers or {}), list(parameters.values()))
+
+
+def headers_of(request: Request) -> dict[str, str]:
+    """Return the client's headers for a handler, but for its key to the server; names are spelt As-Usual."""
+    headers = {}
+    for key, value in request.environ.items():
+        name = _NAMES.get(key)
+        if name is None and key.startswith("HTTP_") and key != _SECRET:
+            name = key[5:].replace("_", "-").title()
+        if name is not None and (value or name not in ("Content-Type", "Content-Length")):
+            headers[name] = str(value)
+    return headers
+
+
+def _add_texts(parameters: dict[str, Parameter], text: bytes) -> None:
+    """Add the fields of a query, or of a form without files."""
+    if text.count(b"%") > MAX_ESCAPES or text.count(b"&") >= MAX_PARTS:
+        raise PayloadTooLarge(f"A form may have {MAX_PARTS} fields, and {MAX_ESCAPES} percent signs in them.")
+    for name, value in parse_qsl(text, keep_blank_values=True):
+        key = name.decode(errors="replace")
+        parameters[key] = Parameter(key, None, value)
+
+
+def _add_parts(parameters: dict[str, Parameter], request: Request) -> None:
+    body = request.get_data()
+    parser = request.make_form_data_parser()
+    parser.silent = False  # else a damaged form would be an empty one
+    try:
+        _, form, files = parser.parse(io.BytesIO(body), MULTIPART, len(body), request.mimetype_params)
+    except ValueError:
+        raise InvalidInput(_DAMAGED) from None
+    for name, values in form.lists():
+        parameters[name] = Parameter(name, None, values[-1].encode(errors="surrogateescape"))
+    for name, uploads in files.lists():
+        kind = (uploads[-1].content_type or "").partition(";")[0].strip()
+        parameters[name] = Parameter(name, kind or None, uploads[-1].read())
+
+
+# Answers.
+
+
+def answer(value: Any, status: int = HTTPStatus.OK) -> Response:
+    """Return `value` as TorchServe writes JSON: indented, without members that are None, with a line break."""
+    text = json.dumps(_without_none(value), indent=2, ensure_ascii=False) + "\n"
+    # A lone surrogate, which JSON's escapes can make, has no other way to be sent.
+    return _dressed(PlainResponse(text.encode(errors="replace"), status, content_type=JSON))
+
+
+def status(message: str, code: int = HTTPStatus.OK) -> Response:
+    """Return `{"status": message}`."""
+    return answer({"status": message}, code)
+
+
+def nothing() -> Response:
+    """Return the empty answer that TorchServe gives where it has nothing to say."""
+    return _dressed(PlainResponse(b"\n", content_type=JSON))
+
+
+def handler_answer(made: HandlerResponse) -> Response:
+    """Return what a handler has answered; what would break the answer's framing is left out."""
+    response = PlainResponse(made.body)
+    code = made.status if made.status in _SENDABLE else HTTPStatus.INTERNAL_SERVER_ERROR
+    reason = made.reason if _REASON.fullmatch(made.reason) else _phrase(code)
+    response.status = f"{code:d} {reason}"
+    del response.headers["Content-Type"]
+    if made.content_type:
+        _set(response, [("Content-Type", made.content_type)])
+    _set(response, made.headers)
+    return _dressed(response)
+
+
+def _set(response: Response, headers: Iterable[tuple[str, str]]) -> None:
+    for name, value in headers:
+        if _FIELD.fullmatch(f"{name}: {value}") and name.lower() not in _FRAMING:
+            response.headers[name] = value
+        else:
+            log.warning("A handler's header was left out: %.100r", name)
+
+
+def _dressed(response: Response) -> Response:
+    response.headers.extend(_UNCACHED)
+    response.headers.extend(current().headers)
+    if response.status_code >= HTTPStatus.BAD_REQUEST:
+        response.headers["Connection"] = "close"
+    return response
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_none(member) for name, member in value.items() if member is not None}
+    return [_without_none(member) for member in value] if isinstance(value, list | tuple) else value
+
+
+# Errors.
+
+
+def render(error: Exception) -> Response:
+    """Return `error` as TorchServe shows errors; what nobody expected is told to the log."""
+    if isinstance(error, HTTPException):
+        return _render_http(error)
+    if isinstance(error, MemoryError):
+        log.error("There was no memory for a request: %s", error)
+        return refuse("OutOfMemoryError", "Out of resources")
+    if not isinstance(error, RequestError):
+        log.error("A request failed unexpectedly", exc_info=error)
+        return refuse("InternalServerException", _FAILED)
+    if isinstance(error, DeadlineExceeded):  # TorchServe ends a worker that is late, and its clients know this answer
+        return refuse("InternalServerException", "Worker died.")
+    kind = error.kind if isinstance(error, Refusal) else _kind_of(error)
+    code = STATUSES[kind] if isinstance(error, OutOfMemory) else error.status
+    response = refuse(kind, str(error), code)
+    if error.retry_after is not None:
+        response.headers["Retry-After"] = str(error.retry_after)
+    return response
+
+
+def refuse(kind: str, message: str, code: int | None = None) -> Response:
+    """Return an error of `kind`, a key of `STATUSES`, which decides the status if `code` does not."""
+    code = int(STATUSES[kind] if code is None else code)
+    return answer({"code": code, "type": kind, "message": message}, code)
+
+
+def _kind_of(error: RequestError) -> str:
+    for known, kind in _KINDS.items():
+        if isinstance(error, known):
+            return kind
+    return next((kind for kind, code in STATUSES.items() if code == error.status), "InternalServerException")
+
+
+def _render_http(error: HTTPException) -> Response:
+    """Answer an error that Flask or Werkzeug raised; a redirect goes through as it is."""
+    code = HTTPStatus(error.code or HTTPStatus.INTERNAL_SERVER_ERROR)
+    if code < HTTPStatus.BAD_REQUEST:
+        return Response(status=code, headers=dict(error.get_headers()))
+    if code is HTTPStatus.NOT_FOUND:
+        return refuse("ResourceNotFoundException", NO_RESOURCE)
+    if code is HTTPStatus.METHOD_NOT_ALLOWED:
+        return refuse("MethodNotAllowedException", NO_METHOD)
+    if code is HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        limit = current_app.config["MAX_CONTENT_LENGTH"]
+        return refuse("PayloadTooLargeException", _TOO_LARGE.format(limit=limit, parts=MAX_PARTS))
+    kind = "BadRequestException" if code < HTTPStatus.INTERNAL_SERVER_ERROR else "InternalServerException"
+    return refuse(kind, f"{code.phrase}.", code)
+
+
+def _phrase(code: int) -> str:
+    try:
+        return HTTPStatus(code).phrase
+    except ValueError:
+        return "Status"
