@@ -38,7 +38,6 @@ def test_a_handler_of_the_books_first_chapter(tmp_path: Path) -> None:
     handler = """
         import logging
         import os
-import sys
 
         import torch
         from linear import Line
@@ -180,7 +179,6 @@ def test_models_that_cannot_be_loaded_say_why(tmp_path: Path) -> None:
 def test_whole_models_pickled_with_a_class_of_the_archive(tmp_path: Path) -> None:
     handler = """
         import os
-import sys
         import torch
         from ts.torch_handler.base_handler import BaseHandler
 

@@ -9,7 +9,8 @@ _OURS = Path(__file__).parent.parent  # servekit/, whose frames say nothing abou
 
 def describe(error: BaseException, folder: Path) -> str:
     """Return type and message of `error` in one line, with the innermost line of the archive's that was reached."""
-    name, message = type(error).__name__, textwrap.shorten(str(error), 300).rstrip(".")
+    reason = error.msg if isinstance(error, SyntaxError) else str(error)
+    name, message = type(error).__name__, textwrap.shorten(reason, 300).rstrip(".")
     text = f"{name}: {message}" if message else name
     place = _place(error, folder)
     return f"{text} ({place})" if place else text

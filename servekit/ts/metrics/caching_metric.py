@@ -35,7 +35,8 @@ class CachingMetric(MetricAbstract):
             log.error("The metric %s is a counter, which %s would make smaller.", self.metric_name, value)
         else:
             dimensions = {name: str(each) for name, each in zip(names, values, strict=True)}
-            (self._sink or current())(self.metric_name, self.metric_type.value, value, self.unit, dimensions)
+            sink = current() if self._sink is None else self._sink
+            sink(self.metric_name, self.metric_type.value, value, self.unit, dimensions)
 
     def update(self, value: float, request_id: str = "", dimensions: Sequence[Dimension] = ()) -> None:
         """Report `value` for `dimensions`, which take the place of those that the metric had."""
