@@ -317,25 +317,85 @@ def test_the_settings_of_torchserve_become_those_of_gunicorn(tmp_path: Path) -> 
     )
 
 
+def write_config(folder: Path) -> str:
+    """Write a `config.properties` with free ports into `folder`; return the address for predictions, without http."""
+    ports = [free_port() for _ in range(3)]
+    names = ("inference", "management", "metrics")
+    lines = [f"{name}_address=http://127.0.0.1:{port}\n" for name, port in zip(names, ports, strict=True)]
+    (folder / "config.properties").write_text("".join(lines) + "log_level=WARN\n")
+    return f"127.0.0.1:{ports[0]}"
+
+
+def test_torchserve_in_the_background_is_announced_found_and_stopped(tmp_path: Path, store: Path) -> None:
+    address = write_config(tmp_path)
+    start = ["torchserve", "--start", "--model-store", str(store), "--pid-file", "pid"]
+    ended = command(tmp_path, *start, LOG_LOCATION="the logs")
+    assert ended.returncode == 0, ended.stderr
+    pid = int((tmp_path / "pid").read_text())
+    try:
+        assert ended.stdout == f"The server runs as process {pid}; its log is the logs/ts_log.log.\n"
+        assert '"GET /ping HTTP/1.1"' in (tmp_path / "the logs" / "access_log.log").read_text()
+        ended = command(tmp_path, *start)
+        assert ended.returncode == 1 and f"A server runs already as process {pid}; stop it with" in ended.stderr
+        ended = command(tmp_path, *start[:-1], "other-pid")
+        assert ended.returncode == 1 and f"{address} is in use by process {pid} (" in ended.stderr
+        (tmp_path / "key_file.json").touch()
+        (tmp_path / "elsewhere").mkdir()
+        ended = command(tmp_path / "elsewhere", "torchserve", "--stop", "--pid-file", "../pid")
+        assert (ended.returncode, ended.stdout) == (0, f"The server, process {pid}, has stopped.\n")
+        assert not (tmp_path / "key_file.json").exists() and not (tmp_path / "pid").exists()
+        host, _, port = address.partition(":")
+        require_free((host, int(port)))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_torchserve_in_the_foreground_is_the_process_that_was_started(tmp_path: Path, store: Path) -> None:
+    write_config(tmp_path)
+    arguments = ["--foreground", "--model-store", str(store), "--pid-file", "pid"]
+    with (tmp_path / "log").open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "servekit", "torchserve", *arguments],
+            cwd=tmp_path,
+            env=variables(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        assert wait_for(lambda: (tmp_path / "pid").exists(), process), (tmp_path / "log").read_text()
+        assert int((tmp_path / "pid").read_text()) == process.pid
+        assert not (tmp_path / "logs").exists()
+        assert wait_for(lambda: children(process.pid), process)
+        ended = command(tmp_path, "torchserve", "--stop", "--pid-file", "pid")
+        assert ended.stdout == f"The server, process {process.pid}, has stopped.\n"
+        assert process.wait(timeout=40) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
 START = """
 import os, sys
 from pathlib import Path
 from servekit.cli import background
 from servekit.cli.serve import torchserve_options
 from servekit.errors import StartupError
-port = int(sys.argv[1])
-options = torchserve_options("--pid=pid", f"--bind=127.0.0.1:{port}", "--workers=1")
+bind, patience = sys.argv[1], float(sys.argv[2])
+host, _, port = bind.partition(":")
+address = port if host == "unix" else (host, int(port))
+options = torchserve_options("--pid=pid", f"--bind={bind}", "--workers=1")
 try:
-    print(background.start(options, os.environ, Path("logs"), [("127.0.0.1", port)], 60))
+    print(background.start(options, os.environ, Path("logs"), [address], patience))
 except StartupError as error:
     print(error)
 """
 
 
-def start_in_background(folder: Path, store: Path) -> str:
+def start_in_background(folder: Path, store: Path, bind: str = "", patience: float = 60) -> str:
     """Start a server in the background from `folder`, and return what is said of it."""
     ended = subprocess.run(
-        [sys.executable, "-c", START, str(free_port())],
+        [sys.executable, "-c", START, bind or f"127.0.0.1:{free_port()}", str(patience)],
         cwd=folder,
         env=variables(SERVEKIT_MODEL_STORE=str(store)),
         capture_output=True,
@@ -345,22 +405,18 @@ def start_in_background(folder: Path, store: Path) -> str:
     return ended.stdout + ended.stderr
 
 
-def test_a_server_in_the_background_is_announced_found_and_stopped(tmp_path: Path, store: Path) -> None:
-    said = start_in_background(tmp_path, store)
-    pid = int((tmp_path / "pid").read_text())
+@pytest.mark.parametrize(
+    ("bind", "patience", "words"), [("unix:{folder}/socket", 60, ""), ("", 0, " and still loads its models")]
+)
+def test_a_start_waits_for_the_first_answer_but_not_for_ever(
+    tmp_path: Path, store: Path, bind: str, patience: float, words: str
+) -> None:
+    said = start_in_background(tmp_path, store, bind.format(folder=tmp_path), patience)
+    pid = int(re.search(r"process (\d+)", said)[1])
     try:
-        assert said == f"The server runs as process {pid}; its log is logs/ts_log.log.\n"
-        log = (tmp_path / "logs" / "ts_log.log").read_text()
-        assert "is ready" in log
-        assert '"GET /ping HTTP/1.1"' in (tmp_path / "logs" / "access_log.log").read_text()
-        ended = command(tmp_path, "torchserve", "--start", "--model-store", ".", "--pid-file", "pid")
-        assert ended.returncode == 1 and f"A server runs already as process {pid}; stop it with" in ended.stderr
-        (tmp_path / "key_file.json").touch()
-        (tmp_path / "elsewhere").mkdir()
-        ended = command(tmp_path / "elsewhere", "torchserve", "--stop", "--pid-file", "../pid")
-        assert (ended.returncode, ended.stdout) == (0, f"The server, process {pid}, has stopped.\n")
-        assert not (tmp_path / "key_file.json").exists() and not (tmp_path / "pid").exists()
-        require_free(("127.0.0.1", int(re.search(r"address  http://127\.0\.0\.1:(\d+)", log)[1])))
+        assert said == f"The server runs as process {pid}{words}; its log is logs/ts_log.log.\n"
+        assert wait_for(lambda: "is ready" in (tmp_path / "logs" / "ts_log.log").read_text())
+        assert background.stop(tmp_path / "pid") == f"The server, process {pid}, has stopped."
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
