@@ -160,7 +160,7 @@ class Clients:
         """Answer instead of the application, and close."""
         self._on_refusal(status)
         with contextlib.suppress(ClientGone):
-            connection.write(refusal(status, message))
+            connection.write(refusal(status, message, connection.environ["SERVER_PORT"]))
         self.finished(connection, keep_alive=False)
 
     def drop(self, connection: Connection) -> None:
@@ -193,7 +193,7 @@ class Clients:
             if message is not None:
                 self._on_refusal(HTTPStatus.REQUEST_TIMEOUT)
                 with contextlib.suppress(ClientGone):
-                    connection.write(refusal(HTTPStatus.REQUEST_TIMEOUT, message))
+                    connection.write(refusal(HTTPStatus.REQUEST_TIMEOUT, message, connection.environ["SERVER_PORT"]))
             self.drop(connection)
 
     def make_room(self) -> None:

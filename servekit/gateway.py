@@ -265,9 +265,20 @@ class Response:
             self._send(data, is_last)
 
 
-def refusal(status: HTTPStatus, message: str, method: str = "GET") -> bytes:
-    """Return a whole answer in the form of servekit's errors, after which the connection is closed."""
-    body = json.dumps({"error": message}).encode()
+Dress = Callable[[HTTPStatus, str], tuple[HTTPStatus, bytes]]  # a status and a sentence as a contract shows them
+
+
+def plain(status: HTTPStatus, message: str) -> tuple[HTTPStatus, bytes]:
+    """Return status and body of an error in servekit's own form."""
+    return status, json.dumps({"error": message}).encode()
+
+
+dresses: dict[str, Dress] = {}  # by the server's port, of contracts that have an address of their own
+
+
+def refusal(status: HTTPStatus, message: str, port: str, method: str = "GET") -> bytes:
+    """Return a whole answer in the form of the errors on `port`, after which the connection is closed."""
+    status, body = dresses.get(port, plain)(status, message)
     head = (
         f"HTTP/1.1 {status.value} {status.phrase}\r\nServer: {SERVER}\r\nDate: {http_date()}\r\nConnection: close\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"

@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ class Model:
         finally:
             self._backlog.leave(rows)
 
-    def stream(self, tensors: Tensors, deadline: float, parts: Parts) -> Iterator[bytes | Tensors]:
+    def stream(self, tensors: Tensors, deadline: float, parts: Parts) -> Generator[bytes | Tensors, None, None]:
         """Give the parts of the answer to one row, which the engine puts into `parts`, and at last the answer.
 
         Raises as `predict` does.

@@ -300,7 +300,8 @@ class Worker(base.Worker):
             return
         response.status = f"{HTTPStatus.INTERNAL_SERVER_ERROR.value} {HTTPStatus.INTERNAL_SERVER_ERROR.phrase}"
         with contextlib.suppress(ClientGone):
-            connection.write(refusal(HTTPStatus.INTERNAL_SERVER_ERROR, FAILED, request.method))
+            port = connection.environ["SERVER_PORT"]
+            connection.write(refusal(HTTPStatus.INTERNAL_SERVER_ERROR, FAILED, port, request.method))
 
     def _log(self, request: Request, environ: dict[str, Any], response: Response, arrived: float) -> None:
         if self.logs_access:
@@ -318,10 +319,9 @@ class Worker(base.Worker):
         Called in the watchdog's thread while the loop hangs, or in the loop while a pass beside it does.
         """
         try:
-            answer = refusal(HTTPStatus.GATEWAY_TIMEOUT, STUCK)
             for connection in self.clients.waiting():
                 with contextlib.suppress(OSError):
-                    connection.sock.send(answer)
+                    connection.sock.send(refusal(HTTPStatus.GATEWAY_TIMEOUT, STUCK, connection.environ["SERVER_PORT"]))
                     connection.sock.shutdown(socket.SHUT_RDWR)
             stacks = [
                 "".join(traceback.format_stack(frame))

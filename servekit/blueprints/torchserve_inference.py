@@ -7,9 +7,10 @@ from http import HTTPStatus
 import numpy as np
 from flask import Blueprint, Response, request
 
+from servekit.batcher import Parts
 from servekit.config import ARRIVED
 from servekit.engines.torchserve import HandlerRequest
-from servekit.torchserve import openapi, wire
+from servekit.torchserve import exposition, openapi, wire
 from servekit.torchserve.access import guarded, open_to_all, require_key
 from servekit.torchserve.refusals import Refusal, no_resource
 from servekit.torchserve.registry import current, is_archive
@@ -131,10 +132,25 @@ def _predict(name: str, version: str | None, made: HandlerRequest) -> Response:
         return wire.answer(openapi.inference_of(entry.name))
     if not is_archive(entry):
         raise Refusal("BadRequestException", f"Model {name} is no archive; it is served at servekit's own address.")
-    rows = np.empty(1, object)
-    rows[0] = made
-    deadline = request.environ.get(ARRIVED, time.monotonic()) + entry.options["response_timeout"]
-    return wire.handler_answer(registry.model(name, version).predict({"request": rows}, deadline)["response"][0])
+    arrived, label = request.environ.get(ARRIVED, time.monotonic()), version or "default"
+    parts, rows = Parts(), np.empty(1, object)
+    rows[0], made.send = made, parts.put
+    try:
+        answers = registry.model(name, version).stream({"request": rows}, arrived + entry.options["response_timeout"], parts)
+        first = next(answers)
+    except Exception:
+        exposition.observe_inference(name, label)
+        raise
+    if isinstance(first, bytes):
+        return wire.streamed(first, answers, lambda: _observe(name, label, arrived, made))
+    answers.close()
+    _observe(name, label, arrived, made)
+    return wire.handler_answer(first["response"][0])
+
+
+def _observe(name: str, label: str, arrived: float, made: HandlerRequest) -> None:
+    now = time.monotonic()
+    exposition.observe_inference(name, label, (now - arrived) * 1e6, max(0.0, made.begun - arrived) * 1e6)
 
 
 def _require_open_inference_protocol() -> None:

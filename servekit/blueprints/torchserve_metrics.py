@@ -1,10 +1,22 @@
 """TorchServe's metrics address: `GET /metrics`."""
 
+from http import HTTPStatus
+
 from flask import Blueprint, Response, current_app, request
 
-from servekit.torchserve import exposition
+from servekit.torchserve import exposition, openapi, wire
 
 bp = Blueprint("torchserve_metrics", __name__)
+
+
+render = wire.render  # every error at this address
+
+
+@bp.get("/api-description", strict_slashes=False)
+@bp.route("/", methods=["OPTIONS"], provide_automatic_options=False)
+def describe_api() -> Response:
+    """Answer with the OpenAPI document of this address."""
+    return wire.answer(openapi.metrics())
 
 
 @bp.get("/metrics", strict_slashes=False)
@@ -12,4 +24,5 @@ def show() -> Response:
     """Answer with the metrics of all workers, in TorchServe's text; `?name[]=` selects samples, and may be repeated."""
     options = current_app.extensions["torchserve"].properties
     text, content_type = exposition.render(request.args.getlist("name[]"), options)
+    exposition.observe_answer(HTTPStatus.OK)
     return Response(text, content_type=content_type)

@@ -112,6 +112,8 @@ class TorchServeEngine:
     def _begin(self, requests: Sequence[HandlerRequest]) -> list[list[bytes]]:
         """Tell the context of the requests; return lists for the parts of answers whose request takes none."""
         context = self._context
+        for request in requests:
+            request.begun = time.monotonic()
         context.request_ids = {index: request.id for index, request in enumerate(requests)}
         context.request_processor = [processor_of(request) for request in requests]
         context.metrics.set_request_ids(context.request_ids)

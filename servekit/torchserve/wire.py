@@ -4,7 +4,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl
@@ -25,6 +25,8 @@ from servekit.errors import (
 from servekit.lean import PlainResponse
 from servekit.logs import request_id
 from servekit.payload import FORM, MAX_PARTS, MULTIPART
+from servekit.tensors import Tensors
+from servekit.torchserve import exposition
 from servekit.torchserve.refusals import NO_METHOD, NO_RESOURCE, STATUSES, Refusal
 from servekit.torchserve.registry import current
 
@@ -158,6 +160,20 @@ def handler_answer(made: HandlerResponse) -> Response:
     return _dressed(response)
 
 
+def streamed(first: bytes, rest: Iterator[bytes | Tensors], when_done: Callable[[], None]) -> Response:
+    """Return an answer whose pieces go to the client as the handler sends them; `when_done` is called after the last."""
+
+    def pieces() -> Iterator[bytes]:
+        yield first
+        for piece in rest:
+            yield piece if isinstance(piece, bytes) else piece["response"][0].body
+        when_done()
+
+    response = PlainResponse(pieces())
+    del response.headers["Content-Type"]
+    return _dressed(response)
+
+
 def _set(response: Response, headers: Iterable[tuple[str, str]]) -> None:
     for name, value in headers:
         if _FIELD.fullmatch(f"{name}: {value}") and name.lower() not in _FRAMING:
@@ -171,6 +187,7 @@ def _dressed(response: Response) -> Response:
     response.headers.extend(current().headers)
     if response.status_code >= HTTPStatus.BAD_REQUEST:
         response.headers["Connection"] = "close"
+    exposition.observe_answer(response.status_code)
     return response
 
 
@@ -207,6 +224,15 @@ def refuse(kind: str, message: str, code: int | None = None) -> Response:
     """Return an error of `kind`, a key of `STATUSES`, which decides the status if `code` does not."""
     code = int(STATUSES[kind] if code is None else code)
     return answer({"code": code, "type": kind, "message": message}, code)
+
+
+def refusal(status: HTTPStatus, message: str) -> tuple[HTTPStatus, bytes]:
+    """Return status and body of an error that the worker answers with before the application sees the request, or after."""
+    if status is HTTPStatus.GATEWAY_TIMEOUT:  # TorchServe ends a worker that does not come back
+        status, message = HTTPStatus.INTERNAL_SERVER_ERROR, "Worker died."
+    kinds = (kind for kind, code in STATUSES.items() if code == status)
+    content = {"code": int(status), "type": next(kinds, "BadRequestException"), "message": message}
+    return status, (json.dumps(content, indent=2) + "\n").encode()
 
 
 def _kind_of(error: RequestError) -> str:

@@ -26,6 +26,7 @@ class HandlerRequest:
     headers: Mapping[str, str]
     parameters: Sequence[Parameter]
     send: Callable[[bytes], None] | None = None
+    begun: float = 0.0  # when its batch began, of the monotonic clock; the engine's
 
 
 @dataclass
