@@ -36,7 +36,8 @@ PUBLIC = """
     torch_handler.image_segmenter torch_handler.object_detector torch_handler.request_envelope.base
     torch_handler.request_envelope.body torch_handler.request_envelope.json torch_handler.request_envelope.kserve
     torch_handler.request_envelope.kservev2 torch_handler.text_classifier torch_handler.text_handler
-    torch_handler.unit_tests.test_utils.mock_context torch_handler.vision_handler utils.util
+    torch_handler.unit_tests.test_utils.mock_context torch_handler.vision_handler utils.util version
+    handler_utils.hf_batch_streamer protocol.otf_message_handler
     """.split()
 MODEL = {"ModelName": "m", "Level": "Model"}
 

@@ -2,9 +2,11 @@
 
 import json
 import os
+import subprocess
 import sys
 import warnings
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import onnx
@@ -250,6 +252,22 @@ def test_describe_explain_and_profile_by_header_and_configuration(tmp_path: Path
     assert json.loads(answer.body) == {"classes": 2}
     (answer,) = ask(engine, request(b"[5.0]", "application/json", headers={"explain": "True"}))
     assert json.loads(answer.body) == [[[5.0]], [5.0], 0]
+
+
+def test_a_profile_can_be_asked_for(tmp_path: Path) -> None:
+    save_state(write(tmp_path, model=LINEAR) / "model.pth")
+    code = f"""
+        import logging, pathlib
+        from tests.archives import ask, request, start
+        logging.basicConfig(level="INFO")
+        engine = start(pathlib.Path({str(tmp_path)!r}), "base_handler", {EAGER})
+        print(ask(engine, request(b"[5.0]", "application/json"))[0].body.decode())
+        """
+    environ = {**os.environ, "ENABLE_TORCH_PROFILER": "true"}
+    command = [sys.executable, "-W", "ignore", "-c", dedent(code)]
+    done = subprocess.run(command, env=environ, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [9.0]
+    assert "aten::linear" in done.stderr
 
 
 def test_a_handler_without_explanations_says_so(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-STEPS = ("preprocess", "inference", "postprocess")
+HANDLER_METHODS = ("preprocess", "inference", "postprocess")
 
 
 class MicroBatching:
@@ -17,7 +17,7 @@ class MicroBatching:
         """Run the steps of `parent_handler`; `parallelism` says by how many threads each, one by default."""
         self.handler = parent_handler
         self.micro_batch_size = micro_batch_size
-        self._parallelism = dict.fromkeys(STEPS, 1)
+        self._parallelism = dict.fromkeys(HANDLER_METHODS, 1)
         self._pools: dict[str, ThreadPoolExecutor] = {}
         self._local = threading.local()
         self.parallelism = parallelism or {}
@@ -30,11 +30,11 @@ class MicroBatching:
     @parallelism.setter
     def parallelism(self, parallelism: dict[str, int]) -> None:
         """Start as many threads a step."""
-        if set(parallelism) - set(STEPS):
-            raise ValueError(f"The steps whose threads can be set are {', '.join(STEPS)}.")
+        if set(parallelism) - set(HANDLER_METHODS):
+            raise ValueError(f"The steps whose threads can be set are {', '.join(HANDLER_METHODS)}.")
         self._parallelism.update(parallelism)
         self.shutdown()
-        self._pools = {step: ThreadPoolExecutor(self._parallelism[step], f"micro-batch-{step}") for step in STEPS}
+        self._pools = {step: ThreadPoolExecutor(self._parallelism[step], f"micro-batch-{step}") for step in HANDLER_METHODS}
 
     def shutdown(self) -> None:
         """End the threads when they have done what they are at."""
@@ -55,7 +55,7 @@ class MicroBatching:
         for index, start in enumerate(range(0, len(data), size)):
             last: Future[Any] = Future()
             last.set_result(data[start : start + size])
-            for step in STEPS:
+            for step in HANDLER_METHODS:
                 # Each step has threads of its own and takes the small batches in order: the one it waits for is on its way.
                 context = contextvars.copy_context()
                 last = self._pools[step].submit(context.run, self._step, step, index, last)

@@ -14,6 +14,10 @@ from servekit.ts.utils.util import PredictionException, load_label_mapping
 
 log = logging.getLogger(__name__)
 
+# what handlers ask TorchServe's module of this name for
+PROFILER_AVAILABLE = PT2_AVAILABLE = True
+IPEX_AVAILABLE = XLA_AVAILABLE = False
+
 
 class BaseHandler(abc.ABC):  # noqa: B024  (what derives from it may be told apart by its metaclass)
     """Override `preprocess`, `inference` or `postprocess`; `handle` calls one after the other."""

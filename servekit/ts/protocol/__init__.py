@@ -1,0 +1,1 @@
+"""Where handlers written for older versions of TorchServe look for some functions."""
