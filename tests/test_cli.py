@@ -539,7 +539,6 @@ def archive_in(folder: Path, handler: str = "x = 1\n", **manifest: str) -> Path:
 
 
 def test_an_archive_is_unpacked_elsewhere_and_loaded_as_a_server_would(tmp_path: Path) -> None:
-    pytest.importorskip("servekit.archive")
     path = archive_in(tmp_path, modelVersion="2.0")
     (tmp_path / "temporary").mkdir()
     engine = Loaded()
@@ -553,7 +552,6 @@ def test_an_archive_is_unpacked_elsewhere_and_loaded_as_a_server_would(tmp_path:
 
 
 def test_a_package_that_is_missing_may_be_among_the_requirements(tmp_path: Path) -> None:
-    pytest.importorskip("servekit.archive")
     path = archive_in(tmp_path, requirementsFile="requirements.txt")
     sentences = {ImportError("x"): "The handler fails. Its requirements.txt may name it: try --install."}
     sentences |= {ValueError("x"): "The handler fails."}
@@ -565,7 +563,6 @@ def test_a_package_that_is_missing_may_be_among_the_requirements(tmp_path: Path)
 
 
 def test_an_archive_that_cannot_be_served_is_explained(tmp_path: Path) -> None:
-    pytest.importorskip("servekit.engines.torchserve")
     path = archive_in(tmp_path, handler="def handle(data, context):\n    return nothing\n")
     ended = command(tmp_path, "check", path.name)
     assert ended.returncode == 1 and ended.stdout == ""
@@ -576,15 +573,25 @@ def test_an_archive_that_cannot_be_served_is_explained(tmp_path: Path) -> None:
 
 
 def test_an_archive_that_cannot_be_unpacked_is_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("servekit.archive")
     (tmp_path / "cut.mar").write_bytes(b"PK")
     assert main(["check", str(tmp_path / "cut.mar")]) == 1
     said = capsys.readouterr().err
     assert said.count("cut.mar") == 1 and said.count("\n") == 1
 
 
+def test_an_archive_that_the_command_makes_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "echo.py").write_text("def handle(data, context):\n    return data\n")
+    (tmp_path / "store").mkdir()
+    flags = ["--model-name", "echo", "--version", "2.0", "--handler", "echo.py", "--export-path", "store"]
+    assert command(tmp_path, "torch-model-archiver", *flags).returncode == 0
+    again = command(tmp_path, "torch-model-archiver", *flags)
+    assert again.returncode == 1 and again.stderr.startswith("servekit torch-model-archiver: ")
+    ended = command(tmp_path, "check", "store/echo.mar")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == "store/echo.mar is fine: echo, version 2.0, handler echo.py.\n"
+
+
 def test_what_is_neither_archive_nor_version_is_refused_by_the_check(tmp_path: Path) -> None:
-    pytest.importorskip("servekit.archive")
     with pytest.raises(ModelLoadError, match="It is neither a model archive nor a version folder with a model.json."):
         check_archive(tmp_path, tmp_path / "temporary", False, Loaded())
 
