@@ -1,8 +1,10 @@
 """Small model archives for tests and for the comparison with TorchServe: real .mar files, the same bytes every time."""
 
 import dataclasses
+import gzip
 import io
 import json
+import tarfile
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,7 +23,9 @@ class Archive:
     config: str = ""  # the text of model-config.yaml
     network: str = ""  # a module of HANDLERS with a network; a state dict with the weight 2 lies beside it
     entry: str = ""  # what the manifest calls the handler, if not just its file
+    requirements: str = ""  # the text of requirements.txt
     has_manifest: bool = True
+    form: str = "mar"  # or tar.gz, or folder, which has no ending
 
     def manifest(self) -> dict[str, Any]:
         """Return MAR-INF/MANIFEST.json as the archiver writes it."""
@@ -30,6 +34,8 @@ class Archive:
             model |= {"modelFile": f"{self.network}.py", "serializedFile": "weights.pt"}
         if self.config:
             model["configFile"] = "model-config.yaml"
+        if self.requirements:
+            model["requirementsFile"] = "requirements.txt"
         kept = {name: value for name, value in model.items() if value}
         return {"createdOn": "01/01/2026 00:00:00", "runtime": "python", "model": kept, "archiverVersion": "0.12.0"}
 
@@ -40,6 +46,8 @@ class Archive:
             found["MAR-INF/MANIFEST.json"] = json.dumps(self.manifest(), indent=2).encode()
         if self.config:
             found["model-config.yaml"] = self.config.encode()
+        if self.requirements:
+            found["requirements.txt"] = self.requirements.encode()
         if self.network:
             found[f"{self.network}.py"] = (HANDLERS / f"{self.network}.py").read_bytes()
             found["weights.pt"] = state_dict({"weight": [2.0]})
@@ -71,14 +79,41 @@ ARCHIVES = {
     "both": Archive("both", "both"),
     "two": Archive("two", "two"),
     "swapped": Archive("swapped", "swapped"),
+    "hopeless": Archive("hopeless", "broken", config="maxRetryTimeoutInSec: 1\nstartupTimeout: 20\n"),
+    "needy": Archive("needy", "version", requirements="packaging==no.such.version\n"),
+    "rolled": Archive("rolled", "version", form="tar.gz"),
+    "unpacked": Archive("unpacked", "version", form="folder"),
     "linear": Archive("linear", "linear", network="double_network"),
 }
 
 
 def write(store: Path, names: Iterable[str]) -> None:
-    """Write `<name>.mar` for each of `names` into the folder `store`."""
+    """Write each of `names` into the folder `store`: `<name>.mar`, `<name>.tar.gz`, or a folder `<name>`."""
     for name in names:
-        (store / f"{name}.mar").write_bytes(packed(ARCHIVES[name].files()))
+        archive = ARCHIVES[name]
+        if archive.form == "folder":
+            _write_folder(store / name, archive.files())
+        elif archive.form == "tar.gz":
+            (store / f"{name}.tar.gz").write_bytes(rolled(archive.model_name, archive.files()))
+        else:
+            (store / f"{name}.mar").write_bytes(packed(archive.files()))
+
+
+def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def rolled(root: str, files: Mapping[str, bytes]) -> bytes:
+    """Return a compressed tar of `files` under the folder `root`, which depends on nothing but them."""
+    stream = io.BytesIO()
+    with gzip.GzipFile(fileobj=stream, mode="wb", mtime=0) as compressed, tarfile.open(fileobj=compressed, mode="w") as tar:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(f"{root}/{name}")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return stream.getvalue()
 
 
 def packed(files: Mapping[str, bytes]) -> bytes:

@@ -5,6 +5,7 @@ import contextlib
 import json
 import socket
 import sys
+import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -243,15 +244,24 @@ def test_archives_are_the_same_bytes_every_time(tmp_path: Path) -> None:
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         write(tmp_path / name, ARCHIVES)
-    for name in ARCHIVES:
-        content = (tmp_path / "first" / f"{name}.mar").read_bytes()
-        assert content == (tmp_path / "second" / f"{name}.mar").read_bytes()
-        with zipfile.ZipFile(tmp_path / "first" / f"{name}.mar") as archive:
-            manifest = json.loads(archive.read("MAR-INF/MANIFEST.json")) if ARCHIVES[name].has_manifest else {}
+    written = {path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*") if path.is_file()}
+    assert len(written) > len(ARCHIVES)
+    for path in written:
+        assert (tmp_path / "first" / path).read_bytes() == (tmp_path / "second" / path).read_bytes()
+
+
+def test_an_archive_holds_what_its_manifest_names(tmp_path: Path) -> None:
+    write(tmp_path, ARCHIVES)
+    for path in tmp_path.glob("*.mar"):
+        with zipfile.ZipFile(path) as archive:
             listed = set(archive.namelist())
+            manifest = json.loads(archive.read("MAR-INF/MANIFEST.json")) if "MAR-INF/MANIFEST.json" in listed else {}
         model = manifest.get("model", {})
-        assert {model[key] for key in ("modelFile", "serializedFile", "configFile") if key in model} <= listed
-        assert f"{ARCHIVES[name].handler}.py" in listed
+        assert {name for key, name in model.items() if key.endswith("File")} <= listed
+        assert f"{ARCHIVES[path.stem].handler}.py" in listed
+    with tarfile.open(tmp_path / "rolled.tar.gz") as rolled:
+        assert set(rolled.getnames()) == {"rolled/version.py", "rolled/MAR-INF/MANIFEST.json"}
+    assert (tmp_path / "unpacked" / "MAR-INF" / "MANIFEST.json").exists()
 
 
 def test_no_handler_is_without_an_archive() -> None:

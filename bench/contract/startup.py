@@ -93,6 +93,53 @@ def group_variables() -> Group:
     return Group("variables", cases, ("echo",), config=config, variables=variables)
 
 
+def group_hopeless() -> Group:
+    """Return a model that is loaded at the start and never gets a worker."""
+    cases = (
+        infer("ping when it has given up", "GET", "/ping", until="Unhealthy"),
+        manage("describe hopeless", "GET", "/models/hopeless"),
+        predict("hopeless"),
+        manage("list", "GET", "/models"),
+        manage("remove", "DELETE", "/models/hopeless"),
+        infer("ping without it", "GET", "/ping"),
+    )
+    config = (*CONTROL, "load_models=hopeless.mar", "default_workers_per_model=1")
+    return Group("hopeless", cases, ("hopeless",), config=config)
+
+
+def groups_requirements() -> tuple[Group, ...]:
+    """Return an archive with requirements that cannot be installed, where they are not wanted and where they are."""
+    cases = (
+        manage("register", "POST", "/models?url=needy.mar&initial_workers=1", seconds=90),
+        predict("needy"),
+        manage("list", "GET", "/models"),
+    )
+    wanted = (*CONTROL, "install_py_dep_per_model=true")
+    return (
+        Group("requirements_off", cases, ("needy",), config=CONTROL),
+        Group("requirements_on", cases, ("needy",), config=wanted),
+    )
+
+
+def group_forms() -> Group:
+    """Return archives in every form, and what lies in the store beside them."""
+    cases = (
+        manage("register rolled", "POST", "/models?url=rolled.tar.gz&initial_workers=1"),
+        predict("rolled"),
+        manage("describe rolled", "GET", "/models/rolled"),
+        manage("register unpacked", "POST", "/models?url=unpacked&initial_workers=1"),
+        predict("unpacked"),
+        manage("describe unpacked", "GET", "/models/unpacked"),
+        manage("register with a leading slash", "POST", "/models?url=/version1.mar"),
+        manage("register with a dot", "POST", "/models?url=./version1.mar&model_name=dotted"),
+        manage("register without its ending", "POST", "/models?url=version1"),
+        manage("register in capitals", "POST", "/models?url=VERSION1.MAR"),
+        manage("remove rolled", "DELETE", "/models/rolled"),
+        manage("register rolled again", "POST", "/models?url=rolled.tar.gz"),
+    )
+    return Group("forms", cases, ("rolled", "unpacked", "version1"), config=CONTROL)
+
+
 def group_default_workers() -> Group:
     """Return registrations where config.properties says how many workers and how much queue a model gets."""
     cases = (
