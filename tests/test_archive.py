@@ -10,6 +10,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -535,7 +536,7 @@ def test_without_pyyaml_a_sentence_says_what_to_install(tmp_path: Path) -> None:
     assert done.stdout.endswith("cannot be read without PyYAML; install it with: pip install pyyaml.\n")
 
 
-def write_wheel(folder: Path, name: str, version: str, seconds: float = 0) -> None:
+def write_wheel(folder: Path, name: str, version: str) -> None:
     """Write a wheel with one module, `name`, whose `VERSION` is `version`."""
     info = f"{name}-{version}.dist-info"
     folder.mkdir(exist_ok=True)
@@ -574,6 +575,22 @@ def test_requirements_are_installed_once_into_a_folder_of_their_own(tmp_path: Pa
     (tmp_path / "wheels" / "tiny-1.5-py3-none-any.whl").unlink()
     assert install(tmp_path, "tiny >= 1,  <2 ; python_version > '3'") == str(folder)
     assert os.listdir(tmp_path / "into") == [folder.name]
+
+
+def test_archives_that_install_the_same_at_the_same_time_share_it(tmp_path: Path) -> None:
+    write_wheel(tmp_path / "wheels", "tiny", "1.5")
+    with ThreadPoolExecutor() as pool:
+        folders = set(pool.map(lambda _: install(tmp_path, "tiny"), range(2)))
+    assert folders == {str(path) for path in (tmp_path / "into").iterdir()}
+    assert os.listdir(folders.pop()).count("tiny.py") == 1
+
+
+def test_a_file_in_the_place_of_the_packages_is_refused(tmp_path: Path) -> None:
+    write_wheel(tmp_path / "wheels", "tiny", "1.5")
+    folder = Path(install(tmp_path, "tiny"))
+    folder.rename(tmp_path / "elsewhere")
+    folder.write_text("a file")
+    assert install(tmp_path, "tiny") == "requirements.txt cannot be installed: Not a directory."
 
 
 def test_a_requirement_that_pip_cannot_have_is_refused(tmp_path: Path) -> None:
