@@ -35,14 +35,12 @@ _UNREADABLE = (
 
 
 class Limits(NamedTuple):
-    """What an archive may unpack to. `ratio` is of all that is unpacked to the size of the file, and holds above `free`
-    bytes only: a small file of zeros is honest.
-    """
+    """What an archive may unpack to."""
 
-    entries: int = 10_000
-    size: int = 256 << 30
-    ratio: int = 100
-    free: int = 256 << 20
+    entries: int = 10_000  # files and folders
+    size: int = 256 << 30  # bytes, all together
+    ratio: int = 100  # of `size` to the size of the archive: weights shrink by a third, text by a factor of ten
+    free: int = 256 << 20  # bytes that no ratio is asked of: small weights may be zeros
 
     def allowed(self, packed: int) -> int:
         """Return how many bytes a file of `packed` bytes may unpack to."""
@@ -232,7 +230,7 @@ def _extract_zip(file: _Bounded, target: _Target) -> None:
 
 
 def _counted(file: _Bounded, archive: zipfile.ZipFile) -> int:
-    """Return how many entries a zip file says it has, in two bytes: of a damaged directory zipfile reads fewer."""
+    """Return how many entries a zip file says it has, in two bytes; of a damaged directory zipfile reads fewer."""
     file.seek(-_END.size - len(archive.comment), os.SEEK_END)
     return int(_END.unpack(file.read(_END.size))[0])
 
@@ -242,9 +240,10 @@ def _extract_tar(tape: _Bounded, target: _Target) -> None:
         for entry in archive:
             if entry.size < 0 or entry.issparse() or not (entry.isreg() or entry.isdir()):
                 raise ValueError("it holds a link, a device, or a file with holes")
-            if entry.isdir():
+            content = archive.extractfile(entry)
+            if content is None:
                 target.add_folder(entry.name)
-            elif content := archive.extractfile(entry):
+            else:
                 target.add_file(entry.name, entry.size, content)
         if tape.last != bytes(tarfile.BLOCKSIZE):  # tarfile takes a damaged header for the end
             raise ValueError("it is damaged or not complete")

@@ -283,6 +283,13 @@ def test_a_bomb_that_lies_about_its_size_is_refused(tmp_path: Path) -> None:
     assert "zeros" in refused(tmp_path / "m.mar")
 
 
+def test_a_file_that_is_shorter_than_said_is_refused(tmp_path: Path) -> None:
+    content = bytearray(write_zip(tmp_path / "m.mar", {"a": b"x"}, zipfile.ZIP_STORED).read_bytes())
+    struct.pack_into("<I", content, content.index(b"PK\x01\x02") + 24, 100)
+    (tmp_path / "m.mar").write_bytes(content)
+    assert "a is damaged" in refused(tmp_path / "m.mar")
+
+
 def test_a_bomb_between_the_files_of_a_tar_is_refused(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "m.tgz", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("a"))
@@ -339,7 +346,7 @@ def test_changed_bytes_are_refused_or_harmless(
             subprocess.run(["rm", "-r", tmp_path / "model"], check=True)
 
 
-@pytest.mark.parametrize("damage", ["no end", "header", "size", "chain"])
+@pytest.mark.parametrize("damage", ["no end", "no padding", "header", "size", "chain"])
 def test_a_damaged_tar_is_refused(tmp_path: Path, damage: str) -> None:
     with tarfile.open(tmp_path / "m.tar", "w") as archive:
         for name in "abc":
@@ -347,6 +354,10 @@ def test_a_damaged_tar_is_refused(tmp_path: Path, damage: str) -> None:
     content = bytearray((tmp_path / "m.tar").read_bytes())
     if damage == "no end":
         del content[512 * 3 :]
+    elif damage == "no padding":
+        entry = tarfile.TarInfo("a")
+        entry.size = 1
+        content = bytearray(entry.tobuf() + b"x")
     elif damage == "header":
         content[512 + 1] ^= 0xFF
     elif damage == "size":
