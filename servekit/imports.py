@@ -8,15 +8,21 @@ the modules of each live in `sys.modules` below a private package (`_servekit_3.
 - `importlib.import_module("model")` in the archive's code, by a stand-in for `importlib` that its imports are given;
 - plain names that others look up for it, such as the class of a pickle, by a finder that answers within `scope()` only.
   What it puts into `sys.modules` meanwhile is no module but a sign that shows each scope its own.
+
+Packages that an archive requires are another matter: many know their own names, in C code not least. They go by them,
+on `sys.path` after what the server has installed; if that has another version, those of Python alone live below the
+private package, too, and of the others the server's version is used, with a warning.
 """
 
 import builtins
 import contextlib
 import importlib
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import itertools
 import linecache
+import logging
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -26,6 +32,8 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader, Source
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 # These exist once in a process: they register things in torch, or their C code cannot be loaded twice.
 _SHARED = {"numpy", "onnxruntime", "PIL", "scipy", "torch", "torchaudio", "torchvision", "triton", "yaml"}
@@ -40,8 +48,10 @@ class Modules:
     """The modules of one archive; those of another with the same names live beside them."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
-        """Look for modules in `folders`: the archive's first, then that of its requirements."""
+        """Look for modules in `folders`: the archive's first, then those of the packages that it requires."""
         self.folders = tuple(str(folder) for folder in folders)
+        self._isolated = set[str]().union(*map(_others_versions, self.folders[1:]))
+        sys.path.extend(folder for folder in self.folders[1:] if folder not in sys.path)
         self.name = f"_servekit_{next(_numbers)}"
         self.builtins = {**vars(builtins), "__import__": self._import}
         spec = ModuleSpec(self.name, None, is_package=True)
@@ -73,13 +83,11 @@ class Modules:
         top = name.partition(".")[0]
         if f"{self.name}.{top}" in sys.modules:
             return top not in _NEVER
-        spec = None if top in _NEVER else self._find(top)
-        if spec is None:
+        if top in _NEVER:
             return False
-        # A folder of data may have the name of an installed package, which then goes first; so do those of _SHARED.
-        is_data = spec.loader is None
-        is_second = top in _SHARED and not Path(spec.origin or "").is_relative_to(self.folders[0])
-        return not ((is_data or is_second) and _is_installed(top))
+        spec = PathFinder.find_spec(top, self.folders[:1])
+        # A folder of data may have the name of an installed package, which then goes first.
+        return top in self._isolated if spec is None else spec.loader is not None or not _is_installed(top)
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
@@ -99,12 +107,13 @@ class Modules:
             if name == self.name or name.startswith(f"{self.name}."):
                 del sys.modules[name]
                 linecache.cache.pop(getattr(module, "__file__", None) or "", None)
+        others = {folder for modules in list(_archives.values()) for folder in modules.folders}
+        for folder in set(self.folders[1:]) - others:
+            with contextlib.suppress(ValueError):
+                sys.path.remove(folder)
         for folder in list(sys.path_importer_cache):
             if folder.startswith(self.folders):
                 del sys.path_importer_cache[folder]
-
-    def _find(self, top: str) -> ModuleSpec | None:
-        return PathFinder.find_spec(f"{self.name}.{top}", list(self.folders))
 
     def _import(
         self, name: str, globals: Any = None, locals: Any = None, fromlist: Sequence[str] | None = (), level: int = 0
@@ -250,6 +259,25 @@ def _is_installed(top: str) -> bool:
     """Return True if the server's own environment has a module or package `top` with code in it."""
     spec = PathFinder.find_spec(top)
     return spec is not None and spec.loader is not None
+
+
+def _others_versions(folder: str) -> set[str]:
+    """Return the packages in `folder` that the server has in another version and that can be loaded beside it."""
+    found: set[str] = set()
+    for package in importlib.metadata.distributions(path=[folder]):
+        name, files = package.metadata["Name"], package.files or []
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if version == package.version:
+            continue
+        tops = {file.parts[0].removesuffix(".py") for file in files if file.suffix == ".py"} - {".."}
+        if tops & _SHARED or any(file.suffix in (".so", ".pyd") for file in files):
+            log.warning("An archive requires %s %s; the server's own %s is used.", name, package.version, version)
+        else:
+            found |= tops
+    return found
 
 
 def _importlib_for(modules: Modules) -> ModuleType:

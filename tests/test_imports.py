@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import importlib.metadata
 import inspect
 import pickle
 import sys
@@ -76,13 +77,47 @@ def test_a_folder_of_data_hides_no_installed_package(tmp_path: Path) -> None:
     assert list(handler.data_only.__path__) == [str(tmp_path / "data_only")]
 
 
-def test_the_requirements_come_second_and_bring_no_second_numpy(tmp_path: Path) -> None:
-    archive(tmp_path / "model", handler="import shared, extra, numpy\nfound = shared.FROM, extra.FROM", shared="FROM = 'model'")
-    archive(tmp_path / "more", shared="FROM = 'more'", extra="FROM = 'more'")
-    package(tmp_path / "more" / "numpy")
-    handler = Modules([tmp_path / "model", tmp_path / "more"]).load("handler")
-    assert handler.found == ("model", "more")
-    assert handler.numpy is importlib.import_module("numpy")
+def install(folder: Path, name: str, version: str, **files: str) -> None:
+    """Write a package as pip does, with a list of its files."""
+    package(folder / name, **files)
+    about = folder / f"{name}-{version}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    written = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    (about / "RECORD").write_text("".join(f"{path},,\n" for path in written))
+
+
+def test_required_packages_have_their_own_names_and_come_after_the_archives_modules(tmp_path: Path) -> None:
+    text = "import shared\nimport _required_x.sub as x\nfound = shared.FROM, x.FROM, x.__name__"
+    archive(tmp_path / "model", handler=text, shared="FROM = 'model'")
+    archive(tmp_path / "more", shared="FROM = 'more'", _required_y="FROM = 'more'")
+    package(tmp_path / "more" / "_required_x", sub="from _required_y import FROM")
+    both = [Modules([tmp_path / "model", tmp_path / "more"]) for _ in range(2)]
+    assert both[0].load("handler").found == ("model", "more", "_required_x.sub")
+    assert sys.path[-1] == str(tmp_path / "more")
+    both[0].forget()
+    assert both[1].load("handler").found == ("model", "more", "_required_x.sub")
+    both[1].forget()
+    assert str(tmp_path / "more") not in sys.path
+    for name in ("_required_x.sub", "_required_x", "_required_y"):
+        del sys.modules[name]
+
+
+def test_other_versions_of_what_the_server_has_live_beside_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    archive(tmp_path / "model", handler="import yaml, click, numpy, iniconfig")
+    install(tmp_path / "more", "click", "0.0.1", sub="import click", other="from click import sub")
+    install(tmp_path / "more", "numpy", "0.0.1")
+    install(tmp_path / "more", "iniconfig", importlib.metadata.version("iniconfig"))
+    modules = Modules([tmp_path / "model", tmp_path / "more"])
+    handler = modules.load("handler")
+    assert handler.click.__file__ == str(tmp_path / "more" / "click" / "__init__.py")
+    assert importlib.import_module("click").__file__ != handler.click.__file__
+    assert modules.load("click.other").sub.click is handler.click
+    for name in ("numpy", "iniconfig", "yaml"):
+        assert getattr(handler, name) is importlib.import_module(name)
+    (record,) = caplog.records
+    assert "An archive requires numpy 0.0.1; the server's own" in record.getMessage()
+    modules.forget()
 
 
 def test_imports_in_functions_work_later_and_in_any_thread(tmp_path: Path) -> None:
