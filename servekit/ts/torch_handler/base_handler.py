@@ -162,14 +162,16 @@ class BaseHandler(abc.ABC):  # noqa: B024  (what derives from it may be told apa
         return insights(data_preprocess, row.get("data") or row.get("body"), row.get("target") or 0)
 
     def _is_explain(self) -> bool:
-        self.explain = self.explain or self._header_says("explain")
-        return self._header_says("explain")
+        if not self._header_says("explain"):
+            return False
+        self.explain = True
+        return True
 
     def _is_describe(self) -> bool:
         return self._header_says("describe")
 
     def _header_says(self, name: str) -> bool:
-        return bool(self.context) and self.context.get_request_header(0, name) == "True"
+        return self.context is not None and self.context.get_request_header(0, name) == "True"
 
     def describe_handle(self) -> Any:
         """Return what the description of the model says beside what the server knows."""

@@ -23,8 +23,10 @@ class ObjectDetector(VisionHandler):
         """Return for each picture a dict of boxes, labels and scores."""
         import torch
 
+        if isinstance(data, torch.Tensor):
+            return super().inference(data, *args, **kwargs)
         with torch.inference_mode():
-            return self.model(data, *args, **kwargs)
+            return self.model([image.to(self.device) for image in data], *args, **kwargs)
 
     def postprocess(self, data: Any) -> Any:
         """Return of each picture what has at least the score `threshold`."""

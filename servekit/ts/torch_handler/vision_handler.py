@@ -19,12 +19,14 @@ class VisionHandler(BaseHandler, abc.ABC):
     """Gives the network the pictures of a batch as one tensor; `image_processing` makes a tensor of a PIL image."""
 
     image_processing: Any
+    # handlers that initialise themselves do not pass by here
+    _limits_pixels = True
+    _gradients: Any = None
 
     def initialize(self, context: Any) -> None:
         """Load the model."""
         super().initialize(context)
         self._limits_pixels = bool(context.system_properties.get("limit_max_image_pixels", True))
-        self._gradients: Any = None
 
     @property
     def ig(self) -> Any:
