@@ -516,16 +516,12 @@ class Loaded:
 
     def __init__(self, cause: Exception | None = None) -> None:
         self.cause = cause
-        self.closed = 0
 
     def __call__(self, folder: Path, options: Mapping[str, Any]) -> "Loaded":
         self.folder, self.options = folder, options
         if self.cause is not None:
             raise ModelLoadError("The handler fails.") from self.cause
         return self
-
-    def close(self) -> None:
-        self.closed += 1
 
 
 def archive_in(folder: Path, handler: str = "x = 1\n", **manifest: str) -> Path:
@@ -548,7 +544,6 @@ def test_an_archive_is_unpacked_elsewhere_and_loaded_as_a_server_would(tmp_path:
     assert (engine.options["model_name"], engine.options["batch_size"]) == ("my_model", 1)
     assert engine.options["manifest"]["model"]["modelVersion"] == "2.0"
     assert json.loads(json.dumps(engine.options)) == engine.options
-    assert engine.closed == 1
 
 
 def test_a_package_that_is_missing_may_be_among_the_requirements(tmp_path: Path) -> None:

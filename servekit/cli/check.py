@@ -86,7 +86,7 @@ def check_archive(path: Path, temporary: Path, install: bool, make: Make | None 
         "limit_max_image_pixels": True,
     }
     try:
-        (make or _make_engine)(folder, options).close()
+        (make or _make_engine)(folder, options)
     except ModelLoadError as error:
         if manifest.requirements_file and not install and isinstance(error.__cause__, ImportError):
             raise ModelLoadError(f"{error} Its {manifest.requirements_file} may name it: try --install.") from error.__cause__
