@@ -10,14 +10,14 @@ import socket
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from servekit.cli import background, main, parser
-from servekit.cli.check import check_archive, own_lines
+from servekit.cli.check import check_at, own_lines
 from servekit.cli.models import rows_of, table
 from servekit.cli.ports import holder_of, require_free
 from servekit.cli.torchserve import environ_of, exposure_of, located, read_properties
@@ -512,16 +512,15 @@ def test_what_is_no_archive_is_refused_by_the_check(tmp_path: Path, capsys: pyte
 
 
 class Loaded:
-    """An engine that holds what it was made of, and fails as it is told."""
+    """Notes what it is to load, and fails as it is told."""
 
     def __init__(self, cause: Exception | None = None) -> None:
         self.cause = cause
 
-    def __call__(self, folder: Path, options: Mapping[str, Any]) -> "Loaded":
-        self.folder, self.options = folder, options
+    def __call__(self, entry: Entry, *_: object) -> None:
+        self.entry = entry
         if self.cause is not None:
             raise ModelLoadError("The handler fails.") from self.cause
-        return self
 
 
 def archive_in(folder: Path, handler: str = "x = 1\n", **manifest: str) -> Path:
@@ -535,30 +534,29 @@ def archive_in(folder: Path, handler: str = "x = 1\n", **manifest: str) -> Path:
 
 
 def test_an_archive_is_unpacked_elsewhere_and_loaded_as_a_server_would(tmp_path: Path) -> None:
-    path = archive_in(tmp_path, modelVersion="2.0")
+    path = archive_in(tmp_path, modelName="mine", modelVersion="2.0")
     (tmp_path / "temporary").mkdir()
-    engine = Loaded()
-    said = check_archive(path, tmp_path / "temporary", False, engine)
-    assert said == f"{path} is fine: my_model, version 2.0, handler handler.py."
-    assert (engine.folder / "handler.py").read_text() == "x = 1\n" and engine.folder.is_relative_to(tmp_path / "temporary")
-    assert (engine.options["model_name"], engine.options["batch_size"]) == ("my_model", 1)
-    assert engine.options["manifest"]["model"]["modelVersion"] == "2.0"
-    assert json.loads(json.dumps(engine.options)) == engine.options
+    loaded = Loaded()
+    said = check_at(path, tmp_path / "temporary", load=loaded)
+    assert said == f"{path} is fine: mine, version 2.0, handler handler.py."
+    assert loaded.entry.format == "torchserve" and loaded.entry.options["batch_size"] == 1
+    assert (Path(loaded.entry.folder) / "handler.py").read_text() == "x = 1\n"
+    assert Path(loaded.entry.folder).is_relative_to(tmp_path / "temporary")
 
 
 def test_a_package_that_is_missing_may_be_among_the_requirements(tmp_path: Path) -> None:
-    path = archive_in(tmp_path, requirementsFile="requirements.txt")
+    path = archive_in(tmp_path, modelName="mine", requirementsFile="requirements.txt")
     sentences = {ImportError("x"): "The handler fails. Its requirements.txt may name it: try --install."}
     sentences |= {ValueError("x"): "The handler fails."}
     for cause, sentence in sentences.items():
         temporary = tmp_path / type(cause).__name__
         temporary.mkdir()
         with pytest.raises(ModelLoadError, match=f"^{re.escape(sentence)}$"):
-            check_archive(path, temporary, False, Loaded(cause))
+            check_at(path, temporary, load=Loaded(cause))
 
 
 def test_an_archive_that_cannot_be_served_is_explained(tmp_path: Path) -> None:
-    path = archive_in(tmp_path, handler="def handle(data, context):\n    return nothing\n")
+    path = archive_in(tmp_path, modelName="mine", handler="def handle(data, context):\n    return nothing\n")
     ended = command(tmp_path, "check", path.name)
     assert ended.returncode == 1 and ended.stdout == ""
     lines = ended.stderr.splitlines()
@@ -588,7 +586,7 @@ def test_an_archive_that_the_command_makes_is_fine(tmp_path: Path) -> None:
 
 def test_what_is_neither_archive_nor_version_is_refused_by_the_check(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="It is neither a model archive nor a version folder with a model.json."):
-        check_archive(tmp_path, tmp_path / "temporary", False, Loaded())
+        check_at(tmp_path, tmp_path / "temporary", load=Loaded())
 
 
 def failure_in(folder: Path, code: str) -> Exception:
