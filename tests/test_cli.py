@@ -339,7 +339,7 @@ def test_torchserve_in_the_background_is_announced_found_and_stopped(tmp_path: P
         assert ended.returncode == 1 and f"A server runs already as process {pid}; stop it with" in ended.stderr
         ended = command(tmp_path, *start[:-1], "other-pid")
         assert ended.returncode == 1 and f"{address} is in use by process {pid} (" in ended.stderr
-        (tmp_path / "key_file.json").touch()
+        assert (tmp_path / "key_file.json").exists()
         (tmp_path / "elsewhere").mkdir()
         ended = command(tmp_path / "elsewhere", "torchserve", "--stop", "--pid-file", "../pid")
         assert (ended.returncode, ended.stdout) == (0, f"The server, process {pid}, has stopped.\n")

@@ -14,8 +14,8 @@ from typing import Any
 
 from servekit.cli.serve import command_of
 from servekit.errors import ServekitError, StartupError
+from servekit.torchserve.startup import KEY_FILE
 
-KEY_FILE = "key_file.json"  # the tokens of a server, in the folder that it was started in
 LOG, ACCESS_LOG = "ts_log.log", "access_log.log"
 STOP_SECONDS = 60.0  # above Gunicorn's own time for open requests
 _LOOK_SECONDS = 0.1
