@@ -57,10 +57,10 @@ $(VENV)/.made:
 $(VENV)/.serve: $(VENV)/.made setup.cfg pyproject.toml constraints.txt
 	@echo "Installing what serving and training need into $(VENV) (the first time takes minutes) ..."
 	@test -z "$(TORCH_INDEX)" || $(PIP) --index-url "$(TORCH_INDEX)" torch || $(INSTALL_FAILED)
-	@$(PIP) --editable '.[fast,onnx,train]' || $(INSTALL_FAILED)
+	@$(PIP) --editable '.[fast,onnx,torchserve,train]' || $(INSTALL_FAILED)
 	@touch $@
 
 $(VENV)/.develop: $(VENV)/.serve
 	@echo "Installing what tests and checks need into $(VENV) ..."
-	@$(PIP) --editable '.[fast,onnx,train,test,check]' || $(INSTALL_FAILED)
+	@$(PIP) --editable '.[fast,onnx,torchserve,train,test,check]' || $(INSTALL_FAILED)
 	@touch $@

@@ -137,6 +137,7 @@ class Response:
         "_head_sent",
         "_length",
         "_request",
+        "_says_keep_alive",
         "_send",
         "headers",
         "keep_alive",
@@ -154,6 +155,7 @@ class Response:
         self.sent = 0  # bytes of the body
         self._length: int | None = None
         self._chunked = False
+        self._says_keep_alive = False  # HTTP/1.1 need not, but some contracts do
         self._head_sent = False  # into the buffer
         self._has_flushed = False
         self._buffer: list[bytes] = []
@@ -199,8 +201,9 @@ class Response:
             if kind == "content-length":
                 self._length = int(value)
             elif kind in _HOP_BY_HOP:
-                if kind == "connection" and value.lower() == "close":
-                    self.keep_alive = False
+                if kind == "connection":
+                    self.keep_alive = self.keep_alive and value.lower() != "close"
+                    self._says_keep_alive = value.lower() == "keep-alive"
                 continue
             self.headers.append((name, value))
         return self.write
@@ -246,7 +249,7 @@ class Response:
         lines = [f"HTTP/1.1 {self.status}\r\nServer: {SERVER}\r\nDate: {http_date()}\r\n"]
         if not self.keep_alive:
             lines.append("Connection: close\r\n")
-        elif self._request.version == "1.0":
+        elif self._request.version == "1.0" or self._says_keep_alive:
             lines.append("Connection: keep-alive\r\n")
         if self._chunked:
             lines.append("Transfer-Encoding: chunked\r\n")

@@ -1,9 +1,8 @@
 """TorchServe's metrics address: `GET /metrics`."""
 
-from http import HTTPStatus
-
 from flask import Blueprint, Response, current_app, request
 
+from servekit.lean import PlainResponse
 from servekit.torchserve import exposition, openapi, wire
 
 bp = Blueprint("torchserve_metrics", __name__)
@@ -24,5 +23,4 @@ def show() -> Response:
     """Answer with the metrics of all workers, in TorchServe's text; `?name[]=` selects samples, and may be repeated."""
     options = current_app.extensions["torchserve"].properties
     text, content_type = exposition.render(request.args.getlist("name[]"), options)
-    exposition.observe_answer(HTTPStatus.OK)
-    return Response(text, content_type=content_type)
+    return wire.dressed(PlainResponse(text, content_type=content_type))

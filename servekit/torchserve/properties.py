@@ -256,6 +256,8 @@ class Properties:
         environ = environ or {}
         given = {name: java.substitute(name, value, environ) for name, value in java.parse(text).items()}
         values = given | dict(flags or {}) | _from_environ(given, environ)
+        if "TS_OPEN_INFERENCE_PROTOCOL" in environ:  # TorchServe reads this one whatever the file says
+            values["ts_open_inference_protocol"] = environ["TS_OPEN_INFERENCE_PROTOCOL"]
         readers = {field.name: field.metadata["read"] for field in dataclasses.fields(cls) if field.metadata}
         typed = {name: _read(name, value, readers[name]) for name, value in values.items() if name in readers}
         return cls(**typed, ignored=tuple(sorted(values.keys() - readers.keys())))

@@ -134,7 +134,9 @@ def answer(value: Any, status: int = HTTPStatus.OK) -> Response:
     """Return `value` as TorchServe writes JSON: indented, without members that are None, with a line break."""
     text = json.dumps(_without_none(value), indent=2, ensure_ascii=False) + "\n"
     # A lone surrogate, which JSON's escapes can make, has no other way to be sent.
-    return _dressed(PlainResponse(text.encode(errors="replace"), status, content_type=JSON))
+    response = PlainResponse(text.encode(errors="replace"), content_type=JSON)
+    response.status = f"{status:d} {_phrase(status)}"  # Werkzeug writes the words in capitals
+    return dressed(response)
 
 
 def status(message: str, code: int = HTTPStatus.OK) -> Response:
@@ -144,7 +146,7 @@ def status(message: str, code: int = HTTPStatus.OK) -> Response:
 
 def nothing() -> Response:
     """Return the empty answer that TorchServe gives where it has nothing to say."""
-    return _dressed(PlainResponse(b"\n", content_type=JSON))
+    return dressed(PlainResponse(b"\n", content_type=JSON))
 
 
 def handler_answer(made: HandlerResponse) -> Response:
@@ -157,7 +159,7 @@ def handler_answer(made: HandlerResponse) -> Response:
     if made.content_type:
         _set(response, [("Content-Type", made.content_type)])
     _set(response, made.headers)
-    return _dressed(response)
+    return dressed(response)
 
 
 def streamed(first: bytes, rest: Iterator[bytes | Tensors], when_done: Callable[[], None]) -> Response:
@@ -171,7 +173,7 @@ def streamed(first: bytes, rest: Iterator[bytes | Tensors], when_done: Callable[
 
     response = PlainResponse(pieces())
     del response.headers["Content-Type"]
-    return _dressed(response)
+    return dressed(response)
 
 
 def _set(response: Response, headers: Iterable[tuple[str, str]]) -> None:
@@ -182,11 +184,11 @@ def _set(response: Response, headers: Iterable[tuple[str, str]]) -> None:
             log.warning("A handler's header was left out: %.100r", name)
 
 
-def _dressed(response: Response) -> Response:
+def dressed(response: Response) -> Response:
+    """Return `response` with the headers that all of TorchServe's answers have, and count it."""
     response.headers.extend(_UNCACHED)
     response.headers.extend(current().headers)
-    if response.status_code >= HTTPStatus.BAD_REQUEST:
-        response.headers["Connection"] = "close"
+    response.headers["Connection"] = "close" if response.status_code >= HTTPStatus.BAD_REQUEST else "keep-alive"
     exposition.observe_answer(response.status_code)
     return response
 
