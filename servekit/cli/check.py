@@ -49,8 +49,9 @@ def check_at(path: Path, temporary: Path, install: bool = False, load: Load = lo
     if not path.exists():
         raise ModelLoadError("There is no such file or folder.")
     settings = Settings.from_environ(os.environ)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as Gunicorn does
     if (path / FILE_NAME).is_file():
-        sys.path.insert(0, os.getcwd())  # where its network is looked for, as by Gunicorn
         folder = path.resolve()
         entry = Entry(folder.parent.name, folder.name, "servekit", str(path), str(folder))
     elif is_archive(path):
