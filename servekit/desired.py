@@ -28,6 +28,7 @@ class Entry:
     workers: int = 1
     max_workers: int = 1
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    is_required: bool = True  # a worker does not start without it
 
     @property
     def key(self) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from servekit.archive import read_manifest, read_model_config
 from servekit.batcher import Backlog, Batcher, Parts, give_way, remaining, stream
 from servekit.config import Settings
 from servekit.desired import Entry
@@ -164,8 +165,10 @@ def _load_archive(
     """Load the handler of an archive. Requests are its rows; they wait in a line of their own, beside the event loop."""
     from servekit.engines.torchserve import TorchServeEngine
 
-    options = {**entry.options, "trusted_only": settings.trusted_models_only}
-    engine = TorchServeEngine(Path(entry.folder), options, note_failure, report_metric)
+    folder = Path(entry.folder)
+    config = read_model_config(folder, read_manifest(folder))  # as it stands: JSON would change keys and dates
+    options = {**entry.options, "model_config": config, "trusted_only": settings.trusted_models_only}
+    engine = TorchServeEngine(folder, options, note_failure, report_metric)
     spec = dataclasses.replace(_REQUESTS, max_batch_rows=options["batch_size"])
     return Model(
         entry.name,

@@ -68,8 +68,10 @@ class Repository:
         self._defaults: Mapping[str, Model] = {}
         self._errors: dict[str, str] = {}
         desired = state.read()
-        models = {entry.key: self._load(entry) for entry in desired.entries() if entry.workers}
-        self._entries = {entry.key: entry for entry in desired.entries() if entry.workers}
+        models = {}
+        for entry in desired.entries():
+            if entry.workers and (model := self._begin_with(entry)):
+                models[entry.key], self._entries[entry.key] = model, entry
         self._show(models, desired)
         for model in self.models:  # not before all are loaded: a worker that ends here serves none of them
             model.meter.set_loaded()
@@ -296,8 +298,7 @@ class Repository:
                     models[key] = self._models[key] if self._holds(entry) else self._load(entry)
                     self._entries[key] = entry
                 except ModelLoadError as error:
-                    log.error("%s/%s cannot be served: %s", *key, error)
-                    self._errors["/".join(key)] = str(error)
+                    self._note_refusal(key, error)
                     if key in self._models:
                         models[key] = self._models[key]
             gone = [key for key in self._entries if key not in wanted]
@@ -328,6 +329,20 @@ class Repository:
         except ModelLoadError:
             observe_load_failure(*entry.key)
             raise
+
+    def _begin_with(self, entry: Entry) -> Model | None:
+        """Load `entry` at the start of this worker; None if it cannot be and need not be."""
+        try:
+            return self._load(entry)
+        except ModelLoadError as error:
+            if entry.is_required:
+                raise
+            self._note_refusal(entry.key, error)
+            return None
+
+    def _note_refusal(self, key: Key, error: ModelLoadError) -> None:
+        log.error("%s/%s cannot be served: %s", *key, error)
+        self._errors["/".join(key)] = str(error)
 
     def _show(self, models: Mapping[Key, Model], desired: Desired) -> None:
         """Let requests see `models`."""

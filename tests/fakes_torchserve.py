@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from flask import Flask
 
 from servekit import ext
+from servekit.batcher import Parts
 from servekit.config import Settings
 from servekit.desired import Desired, Entry
 from servekit.engines.torchserve import HandlerRequest, HandlerResponse
@@ -56,6 +57,11 @@ class FakeModel:
         rows = np.empty(len(tensors["request"]), object)
         rows[:] = [self.behave(request) for request in tensors["request"]]
         return {"response": rows}
+
+    def stream(self, tensors: Tensors, deadline: float, parts: Parts) -> Iterator[bytes | Tensors]:
+        answer = self.predict(tensors, deadline)
+        yield from parts.take()
+        yield answer
 
 
 class FakeRepository:

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors", "config", "logs"},
     {"tensors", "metrics"},
-    {"codecs", "spec", "desired", "state", "archive", "imports", "ts"},
+    {"codecs", "spec", "desired", "state", "archive", "unpacking", "imports", "ts"},
     {"engines", "handlers", "batcher"},
     {"model"},
     {"repository"},

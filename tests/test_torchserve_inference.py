@@ -45,6 +45,7 @@ def test_ping_answers_every_method_with_the_headers_of_the_contract(tmp_path: Pa
         "Pragma": "no-cache",
         "Cache-Control": "no-cache; no-store, must-revalidate, private",
         "Expires": "Thu, 01 Jan 1970 00:00:00 UTC",
+        "Connection": "keep-alive",
         "Content-Length": "26",
     }
 

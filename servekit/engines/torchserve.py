@@ -165,7 +165,8 @@ def _context(folder: Path, options: Mapping[str, Any], sink: Sink) -> Context:
         MetricsCacheYamlImpl(model_name=name, sink=sink),
         copy.deepcopy(dict(options.get("model_config") or {})),
     )
-    context.system_properties["trusted_only"] = bool(options.get("trusted_only"))
+    if options.get("trusted_only"):
+        context.system_properties["trusted_only"] = True
     return context
 
 

@@ -98,7 +98,9 @@ class Loader:
         }
         numbers = self._numbers(wanted, config, self._properties.models.get(name, {}).get(version, {}), at_startup)
         workers, most = numbers.pop("workers"), numbers.pop("max_workers")
-        return Entry(name, version, FORMAT, wanted.url, str(folder), workers, most, {**options, **numbers})
+        # Of what the operator has named every one is to be there; a whole store, or what comes later, may fail in part.
+        is_required = at_startup and not self._properties.loads_all
+        return Entry(name, version, FORMAT, wanted.url, str(folder), workers, most, {**options, **numbers}, is_required)
 
     def _install(self, name: str, folder: Path, manifest: archive.Manifest) -> str | None:
         """Return the folder of the packages that the archive asks for, if they may be installed."""

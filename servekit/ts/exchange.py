@@ -63,7 +63,7 @@ def _decoded(parameter: Parameter) -> Any:
 
 def processor_of(request: HandlerRequest) -> RequestProcessor:
     """Return the header that the handler sees: the content type of each parameter, then the request's own fields."""
-    fields: dict[str, Any] = {each.name: {CONTENT_TYPE: each.content_type} for each in request.parameters}
+    fields: dict[str, Any] = {each.name: {CONTENT_TYPE: each.content_type or ""} for each in request.parameters}
     return RequestProcessor({**fields, **request.headers})
 
 
