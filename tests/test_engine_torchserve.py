@@ -14,7 +14,7 @@ import torch
 
 from servekit.engines.torchserve import HandlerRequest, HandlerResponse, Parameter
 from servekit.errors import HandlerFailed, ModelLoadError
-from tests.unpacked import LINEAR, ask, request, start, write
+from tests.handler_archives import LINEAR, ask, request, start, write
 
 ECHO = """
     def handle(data, context):

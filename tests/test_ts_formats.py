@@ -16,7 +16,7 @@ import torch
 from servekit.errors import HandlerFailed, ModelLoadError
 from servekit.imports import Modules
 from servekit.ts.torch_handler.formats import compile_options
-from tests.unpacked import LINEAR, ask, request, start, write
+from tests.handler_archives import LINEAR, ask, request, start, write
 
 EAGER = {"modelFile": "model.py", "serializedFile": "model.pth"}
 
