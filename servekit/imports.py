@@ -120,8 +120,8 @@ class Modules:
     ) -> ModuleType:
         """Do what the statements `import` and `from ... import` need, as `builtins.__import__` does."""
         if level == 0 and self.owns(name):
-            if isinstance(fromlist, list):
-                return self._import_for_c(name)
+            if isinstance(fromlist, list) and not fromlist:
+                self._import_for_c(name)
             module = self.load(name)
             if not fromlist:
                 return sys.modules[f"{self.name}.{name.partition('.')[0]}"]
@@ -129,14 +129,16 @@ class Modules:
         module = builtins.__import__(name, globals, locals, fromlist or (), level)
         return self._importlib if module is importlib else module
 
-    def _import_for_c(self, name: str) -> ModuleType:
+    def _import_for_c(self, name: str) -> None:
         """Import for C code, such as that of pickle, which the archive has called: it looks into `sys.modules` itself.
 
-        Of Python's own ways to import, that of C alone passes a list (PyImport_Import in CPython's import.c).
+        It gives itself away by an empty list for `fromlist` (PyImport_Import in CPython's import.c).
         """
-        if _scope.get() is None:  # a thread that the archive has started, and that runs nothing else
-            _scope.set(self)
-        return builtins.__import__(name)
+        if _scope.get() is None:
+            if threading.current_thread() is threading.main_thread():
+                return
+            _scope.set(self)  # a thread that the archive has started, and that runs nothing else
+        builtins.__import__(name)
 
 
 class _ArchiveLoader(SourceFileLoader):

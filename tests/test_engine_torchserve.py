@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -338,6 +340,30 @@ def test_a_thread_works_in_the_archives_folder_while_the_handler_runs(tmp_path: 
     assert json.loads(ask(engines["a"], request())[0].body)["here"] == before == os.getcwd()  # the main thread's
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has working directories of threads")
+def test_a_working_directory_that_is_gone_does_not_matter(tmp_path: Path) -> None:
+    code = f"""
+        import concurrent.futures, os, pathlib, sys
+        os.mkdir("gone"); os.chdir("gone"); os.rmdir("../gone")
+        from tests.handler_archives import ask, request, start
+        engine = start(pathlib.Path({str(write(tmp_path, handler=WHERE))!r}))
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            print(pool.submit(ask, engine, request()).result()[0].body.decode())
+        """
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-c", dedent(code)]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["here"] == str(tmp_path.resolve())
+
+
+def test_required_packages_are_imported(tmp_path: Path) -> None:
+    text = "import _required_z\ndef handle(data, context):\n    return data and [_required_z.NAME]"
+    write(tmp_path / "packages", _required_z="NAME = 'z'")
+    engine = start(write(tmp_path / "model", handler=text), requirements=str(tmp_path / "packages"))
+    assert text_of(ask(engine, request())[0]) == "z"
+    engine.close()
+
+
 def test_many_threads_get_each_its_own_answers(tmp_path: Path) -> None:
     handler = """
         import time
@@ -358,6 +384,38 @@ def test_many_threads_get_each_its_own_answers(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(go, range(80))) == [[f"{number} {number}"] * 3 for number in range(80)]
+
+
+def test_engines_come_and_go_while_others_answer(tmp_path: Path) -> None:
+    text = """
+        import importlib
+        import model
+
+        def handle(data, context):
+            from model import NAME
+            return data and [model.NAME + NAME + importlib.import_module("model").NAME] * len(data)
+        """
+    folders = {name: write(tmp_path / name, handler=text, model=f"NAME = '{name}'") for name in "abc"}
+    engines = {name: start(folders[name]) for name in "ab"}
+    wrong: list[str] = []
+    done = threading.Event()
+
+    def go(name: str) -> int:
+        count = 0
+        while not done.is_set() and not wrong:
+            wrong.extend(text_of(answer) for answer in ask(engines[name], request()) if answer.body != name.encode() * 3)
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(4) as pool:
+        counts = [pool.submit(go, name) for name in "abab"]
+        for _ in range(20):
+            passing = start(folders["c"])
+            wrong.extend(text_of(answer) for answer in ask(passing, request()) if answer.body != b"ccc")
+            passing.close()
+        done.set()
+    assert not wrong and all(count.result() > 0 for count in counts)
+    assert "model" not in sys.modules
 
 
 def test_a_closed_engine_leaves_no_modules(tmp_path: Path) -> None:

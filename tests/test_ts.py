@@ -28,7 +28,7 @@ from servekit.ts.metrics.metric_type_enum import MetricTypes
 from servekit.ts.metrics.metrics_store import MetricsStore
 from servekit.ts.service import emit_metrics
 from servekit.ts.utils.util import get_yaml_config, list_classes_from_module, load_label_mapping, map_class_to_label
-from tests.archives import ask, request, start, write
+from tests.handler_archives import ask, request, start, write
 
 PUBLIC = """
     context handler_utils.micro_batching handler_utils.timer handler_utils.utils metrics.caching_metric metrics.dimension

@@ -9,7 +9,7 @@ import pytest
 from servekit.engines.torchserve import TorchServeEngine
 from servekit.errors import HandlerFailed
 from servekit.ts.torch_handler.request_envelope.base import BaseEnvelope
-from tests.archives import ask, request, start, write
+from tests.handler_archives import ask, request, start, write
 
 ECHO = """
     def handle(data, context):

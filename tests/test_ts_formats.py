@@ -258,7 +258,7 @@ def test_a_profile_can_be_asked_for(tmp_path: Path) -> None:
     save_state(write(tmp_path, model=LINEAR) / "model.pth")
     code = f"""
         import logging, pathlib
-        from tests.archives import ask, request, start
+        from tests.handler_archives import ask, request, start
         logging.basicConfig(level="INFO")
         engine = start(pathlib.Path({str(tmp_path)!r}), "base_handler", {EAGER})
         print(ask(engine, request(b"[5.0]", "application/json"))[0].body.decode())

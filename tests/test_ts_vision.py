@@ -18,7 +18,7 @@ from servekit.ts.torch_handler.image_classifier import ImageClassifier
 from servekit.ts.torch_handler.pictures import CenterCrop, Normalize, Resize, imagenet, to_tensor
 from servekit.ts.torch_handler.text_handler import ngrams_iterator
 from servekit.ts.torch_handler.unit_tests.test_utils.mock_context import MockContext
-from tests.archives import ask, request, start, write
+from tests.handler_archives import ask, request, start, write
 
 MODEL = {"modelFile": "model.py"}
 # The logit of class i is i times the mean of the picture's values, so that a light picture is of the last class.

@@ -22,12 +22,19 @@ def working_in(folder: Path) -> Iterator[None]:
     if not _has_own_directory():
         yield
         return
-    before = os.getcwd()
+    before = _current()
     os.chdir(folder)
     try:
         yield
     finally:
         os.chdir(before)
+
+
+def _current() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it has been removed
+        return "/"
 
 
 def _has_own_directory() -> bool:
