@@ -409,7 +409,7 @@ def test_engines_come_and_go_while_others_answer(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         counts = [pool.submit(go, name) for name in "abab"]
-        for _ in range(20):
+        for _ in range(5):
             passing = start(folders["c"])
             wrong.extend(text_of(answer) for answer in ask(passing, request()) if answer.body != b"ccc")
             passing.close()

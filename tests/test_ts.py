@@ -1,6 +1,7 @@
 """What handlers import from `ts`: that it resolves, and that context, metrics and helpers do what they promise."""
 
 import importlib
+import json
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from servekit.ts.metrics.metric_cache_errors import (
 from servekit.ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from servekit.ts.metrics.metric_type_enum import MetricTypes
 from servekit.ts.metrics.metrics_store import MetricsStore
+from servekit.ts.metrics.unit import Units
 from servekit.ts.service import emit_metrics
 from servekit.ts.utils.util import get_yaml_config, list_classes_from_module, load_label_mapping, map_class_to_label
 from tests.handler_archives import ask, request, start, write
@@ -197,6 +199,7 @@ def test_old_metrics_go_to_the_sink_of_the_model_that_runs() -> None:
     assert str(metric).startswith("old.Milliseconds:0|#Level:Model|#hostname:") and str(metric).endswith(",id")
     assert metric.to_dict()["MetricName"] == "old"
     emit_metrics(None)
+    assert Units().units["kB"] == "Kilobytes"
 
 
 @pytest.mark.parametrize(
@@ -232,6 +235,42 @@ def test_small_helpers(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("a: 1")
     assert get_yaml_config(tmp_path / "x.yaml") == {"a": 1}
     assert list_classes_from_module(sys.modules[Context.__module__], RequestProcessor) == [RequestProcessor]
+
+
+def test_texts_are_streamed_by_the_package_that_the_archive_brings(tmp_path: Path) -> None:
+    streamers = """
+        class TextIteratorStreamer:
+            def __init__(self, tokenizer, skip_prompt, timeout, **options):
+                self.tokenizer, self.pieces = tokenizer, []
+
+            def put(self, value):
+                self.pieces.append(self.tokenizer(value))
+
+            def end(self):
+                self.pieces.append(None)
+
+            def __iter__(self):
+                return iter(lambda: self.pieces.pop(0), None)
+        """
+    handler = """
+        import pytest
+        from ts.handler_utils.hf_batch_streamer import TextIteratorStreamerBatch
+
+        def handle(data, context):
+            if data is None:
+                return
+            streamer = TextIteratorStreamerBatch(lambda value: value[0], len(data))
+            streamer.put(["a", "b"])
+            streamer.put(["c", "d"])
+            streamer.end()
+            with pytest.raises(ValueError, match="made for 2 rows and was given 1"):
+                streamer.put(["e"])
+            return [list(streamer)] * 2
+        """
+    write(tmp_path / "transformers" / "generation", streamers=streamers, __init__="")
+    write(tmp_path / "transformers", __init__="")
+    answer = json.loads(ask(start(write(tmp_path, handler=handler)), request(), request())[0].body)
+    assert answer == [[{"text": "a"}, {"text": "b"}], [{"text": "c"}, {"text": "d"}]]
 
 
 class Steps:

@@ -16,6 +16,7 @@ from PIL import Image
 from servekit.errors import HandlerFailed, ModelLoadError
 from servekit.ts.torch_handler.image_classifier import ImageClassifier
 from servekit.ts.torch_handler.pictures import CenterCrop, Normalize, Resize, imagenet, to_tensor
+from servekit.ts.torch_handler.text_classifier import TextClassifier
 from servekit.ts.torch_handler.text_handler import ngrams_iterator
 from servekit.ts.torch_handler.unit_tests.test_utils.mock_context import MockContext
 from tests.handler_archives import ask, request, start, write
@@ -224,6 +225,15 @@ def test_a_vocabulary_that_is_missing_or_needs_a_package(tmp_path: Path) -> None
     (folder / "source_vocab.pt").unlink()
     with pytest.raises(ModelLoadError, match="The archive has no source_vocab.pt"):
         start(folder, "text_classifier", WEIGHTS)
+
+
+def test_what_text_handlers_share() -> None:
+    handler = TextClassifier()
+    assert handler.get_word_token(["\u0120hi", "there"]) == ["hi", "there"]
+    assert handler._remove_puncutation("a.b!") == "ab"
+    assert handler.summarize_attributions(torch.ones(3, 2)).shape == (3, 2)
+    handler.source_vocab = torch.arange(5)  # what is no dict answers for itself
+    assert handler.token_number(3) == 3
 
 
 def test_ngrams() -> None:
