@@ -23,7 +23,9 @@ render = partial(guarded, INFERENCE)  # every error at this address
 OPEN_INFERENCE_PROTOCOL = "oip"
 
 _ANY = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-route = partial(bp.route, methods=_ANY, strict_slashes=False, provide_automatic_options=False)
+route = partial(
+    bp.route, methods=_ANY, strict_slashes=False, merge_slashes=False, provide_automatic_options=False
+)
 
 
 @route("/", methods=["OPTIONS"])
@@ -35,7 +37,8 @@ def describe_api() -> Response:
 
 
 @route("/ping")
-def ping() -> Response:
+@route("/ping/<path:rest>")
+def ping(rest: str = "") -> Response:
     """Say whether every model that should be loaded is, or is about to be; 500 if not."""
     if current().registry.is_healthy():
         return wire.status("Healthy")

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 JSON = "application/json"
 MAX_ESCAPES = 2**20  # percent signs of a form: each costs its parser a hundred times its size
 
+_UNKNOWN = "application/octet-stream"  # of a file whose type was not sent
 _BODY = "body"  # what is not a form is a parameter of this name
 _UNCACHED = (
     ("Pragma", "no-cache"),
@@ -53,6 +54,7 @@ _SECRET = "HTTP_AUTHORIZATION"  # a key to the server is none of a handler's bus
 _FIELD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t -~\x80-\xff]*")  # RFC 9110, sections 5.1 and 5.5
 _REASON = re.compile(r"[\t -~\x80-\xff]+")
 _SENDABLE = range(200, 1000)  # statuses that end an answer
+_FAMILIES = {2: "Success", 3: "Redirection", 4: "Client Error", 5: "Server Error"}  # of statuses without a phrase
 _FRAMING = frozenset(("content-length", "transfer-encoding", "connection"))  # the server's own
 _TOO_LARGE = "The request is too large; at most {limit} bytes and {parts} files or fields are read."
 _DAMAGED = "The form is damaged; it needs a boundary, and all its parts."
@@ -79,11 +81,11 @@ def handler_request(
     """
     parameters: dict[str, Parameter] = {}
     if with_query:
-        _add_texts(parameters, request.query_string)
+        _add_texts(parameters, request.query_string, keeps_empty=True)
     kind = request.mimetype
     if kind == FORM:
-        _add_texts(parameters, request.get_data())
-    elif kind == MULTIPART:
+        _add_texts(parameters, request.get_data(), keeps_empty=False)
+    elif kind == MULTIPART and "boundary" in request.mimetype_params:
         _add_parts(parameters, request)
     else:
         sent = request.environ.get("CONTENT_TYPE", "").partition(";")[0].strip()
@@ -103,13 +105,14 @@ def headers_of(request: Request) -> dict[str, str]:
     return headers
 
 
-def _add_texts(parameters: dict[str, Parameter], text: bytes) -> None:
-    """Add the fields of a query, or of a form without files."""
+def _add_texts(parameters: dict[str, Parameter], text: bytes, keeps_empty: bool) -> None:
+    """Add the fields of a query, or of a form without files; TorchServe passes over a form's fields without a value."""
     if text.count(b"%") > MAX_ESCAPES or text.count(b"&") >= MAX_PARTS:
         raise PayloadTooLarge(f"A form may have {MAX_PARTS} fields, and {MAX_ESCAPES} percent signs in them.")
-    for name, value in parse_qsl(text, keep_blank_values=True):
-        key = name.decode(errors="replace")
-        parameters[key] = Parameter(key, None, value)
+    # Each byte is a character of Latin-1, so values come through as they were sent, in whatever encoding.
+    for name, value in parse_qsl(text.decode("latin-1"), keep_blank_values=keeps_empty, encoding="latin-1"):
+        key = name.encode("latin-1").decode(errors="replace")
+        parameters[key] = Parameter(key, None, value.encode("latin-1"))
 
 
 def _add_parts(parameters: dict[str, Parameter], request: Request) -> None:
@@ -124,7 +127,7 @@ def _add_parts(parameters: dict[str, Parameter], request: Request) -> None:
         parameters[name] = Parameter(name, None, values[-1].encode(errors="surrogateescape"))
     for name, uploads in files.lists():
         kind = (uploads[-1].content_type or "").partition(";")[0].strip()
-        parameters[name] = Parameter(name, kind or None, uploads[-1].read())
+        parameters[name] = Parameter(name, kind or _UNKNOWN, uploads[-1].read())
 
 
 # Answers.
@@ -264,4 +267,4 @@ def _phrase(code: int) -> str:
     try:
         return HTTPStatus(code).phrase
     except ValueError:
-        return "Status"
+        return f"{_FAMILIES.get(code // 100, 'Unknown Status')} ({code:d})"
