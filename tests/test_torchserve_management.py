@@ -125,6 +125,7 @@ def test_parameters_may_come_as_json(tmp_path: Path) -> None:
     assert status_of(response) == 'Model "other" Version: 1.0 registered with 1 initial workers'
     options = repository.find("other").options
     assert (options["batch_size"], options["max_batch_delay"]) == (4, 100)
+    assert error_of(client.post("/models?url=noop.mar", json={}))[2] == "Parameter url is required."
     for body in ("{bad", "[]"):
         response = client.post("/models", data=body, content_type="application/json")
         assert error_of(response)[:2] == (400, "BadRequestException")
@@ -238,7 +239,7 @@ def test_a_model_describes_itself_when_it_is_asked(tmp_path: Path) -> None:
     assert own["headers"]["describe"] == "True"
     assert "customizedMetadata" not in client.get("/models/noop?customized=false").get_json()[0]
     repository.model.behave = lambda request: answer_with(request, b"some text")
-    assert client.get("/models/noop?customized=true").get_json()[0]["customizedMetadata"] == "some text"
+    assert client.get("/models/noop?customized=true").get_json()[0]["customizedMetadata"] == {}
 
 
 def answer_with(request: HandlerRequest, body: bytes) -> HandlerResponse:
@@ -287,6 +288,7 @@ def test_the_default_version_is_set(tmp_path: Path) -> None:
     response = client.put("/models/noop/1.11/set-default/")
     assert status_of(response) == 'Default version successfully updated for model "noop" to "1.11"'
     assert repository.find("noop").version == "1.11"
+    assert client.get("/models/noop/1.0/set-default").get_json()[0]["modelVersion"] == "1.0"
     assert error_of(client.put("/models/X/1/set-default")) == (404, "ModelNotFoundException", "Model not found: X")
     message = "Model version 3.3.3 does not exist for model noop"
     refused = error_of(client.put("/models/noop/3.3.3/set-default"))

@@ -20,7 +20,7 @@ bp.before_request(partial(require_key, MANAGEMENT))
 render = partial(guarded, MANAGEMENT)  # every error at this address
 
 _ANY = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-route = partial(bp.route, strict_slashes=False, provide_automatic_options=False)
+route = partial(bp.route, strict_slashes=False, merge_slashes=False, provide_automatic_options=False)
 
 
 @route("/", methods=["OPTIONS"])
@@ -46,6 +46,7 @@ def register() -> Response:
 
 @route("/models/<name>", methods=["GET"])
 @route("/models/<name>/<version>", methods=["GET"])
+@route("/models/<name>/<version>/set-default", methods=["GET"])
 def describe_model(name: str, version: str | None = None) -> Response:
     """Describe a version, the default one, or `all`; with `customized=true` in the handler's own words, too."""
     is_customized = parse_switch(request.args.get("customized"), False)
@@ -131,12 +132,11 @@ def _outcome(outcome: Outcome) -> Response:
 
 
 def _parameters() -> dict[str, Any]:
-    """Return the parameters of the query, and of a JSON body over them."""
-    values: dict[str, Any] = dict(request.args.items())
+    """Return the parameters: the members of a JSON body if one is sent, else the query."""
     if request.mimetype != wire.JSON:
-        return values
+        return dict(request.args.items())
     body = request.get_data(cache=False)
     sent = parse_json(body) if body else {}
     if not isinstance(sent, dict):
         raise InvalidInput('The JSON must be an object, such as {"url": "noop.mar"}.')
-    return values | sent
+    return sent

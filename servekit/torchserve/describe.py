@@ -127,17 +127,17 @@ def _last_error(workers: Sequence[WorkerStatus], entry: Entry) -> str | None:
     return next(filter(None, found), None)
 
 
-def _ask(registry: Registry, entry: Entry, headers: Mapping[str, str]) -> Any:
+def _ask(registry: Registry, entry: Entry, headers: Mapping[str, str]) -> dict[str, Any]:
     model = registry.model(*entry.key, job="describe")
     rows = np.empty(1, object)
     rows[0] = HandlerRequest(request_id.get(), {**headers, "describe": "True"}, ())
     deadline = time.monotonic() + entry.options.get("response_timeout", _DEFAULTS["response_timeout"])
     answer = model.predict({"request": rows}, deadline)["response"][0]
-    text = answer.body.decode(errors="replace")
     try:
-        return json.loads(text)
+        own = json.loads(answer.body)
     except ValueError:
-        return text
+        own = None
+    return own if isinstance(own, dict) else {}  # as TorchServe, which shows objects only
 
 
 def _number(config: Mapping[str, Any], name: str, default: int) -> int:
