@@ -91,8 +91,9 @@ def test_fields_of_forms_are_parameters_and_the_last_one_counts(tmp_path: Path) 
     assert form["parameters"] == {"x": [None, "2"], "y": [None, "A b"]}
     utf_8 = answer_of(client.post("/predictions/noop", data="%C3%A4=%C3%A4&b=%FF&c=\xe4", content_type=FORM + "; charset=utf-8"))
     assert utf_8["parameters"] == {"\xe4": [None, "\xc3\xa4"], "b": [None, "\xff"], "c": [None, "\xc3\xa4"]}
-    empty = answer_of(client.post("/predictions/noop", data='{"a":1}&b=', content_type=FORM))
-    assert empty["parameters"] == {}
+    for data, fields in {"5.0": [], '{"a":1}': [], "a=&b": ["a"], "a&b=": ["a", "b"], "": [], "a=1&": ["a"]}.items():
+        answer = answer_of(client.post("/predictions/noop", data=data, content_type=FORM))
+        assert list(answer["parameters"]) == fields
     query = answer_of(client.post("/noop/predict?a=%C3%A4&b", data="x=1", content_type=FORM))
     assert query["parameters"] == {"a": [None, "\xc3\xa4"], "b": [None, ""], "x": [None, "1"]}
     parts = {"a": "text", "b": (io.BytesIO(b"\xff"), "b.bin", "image/png"), "c": (io.BytesIO(b"c"), "c")}

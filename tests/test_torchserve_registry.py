@@ -104,8 +104,7 @@ def test_a_folder_of_the_store_is_served_where_it_is(tmp_path: Path) -> None:
     entry = load(tmp_path, url="folder")
     assert (entry.key, entry.folder) == (("unpacked", "1.0"), str(tmp_path / "store" / "folder"))
     loader, _, repository = loader_for(tmp_path)
-    assert refusal_of(loader, "empty") == ("InvalidModelException", "Model name is not defined.")
-    assert "names no handler" in refusal_of(loader, "empty", model_name="x")[1]
+    assert "names no handler" in refusal_of(loader, "empty")[1]
     assert loader.load(Registration("empty", model_name="x", handler="image_classifier")).name == "x"
     assert repository.dropped == []
 
@@ -164,6 +163,14 @@ def test_an_archive_without_a_manifest_is_called_after_its_file(tmp_path: Path) 
     make_archive(tmp_path / "store" / "my-model 1.mar", None)
     entry = loader.load(Registration("my-model 1.mar"))
     assert (entry.key, entry.options["handler"]) == (("my_model_1", "1.0"), "service.py")
+
+
+def test_only_at_the_start_a_manifest_without_a_name_will_do(tmp_path: Path) -> None:
+    make_store(tmp_path)
+    make_archive(tmp_path / "store" / "nameless.mar", "")
+    loader, properties, _ = loader_for(tmp_path, "load_models=nameless.mar")
+    assert refusal_of(loader, "nameless.mar") == ("InvalidModelException", "Model name is not defined.")
+    assert [entry.name for entry in startup_entries(properties, loader)] == ["nameless"]
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "a b", "-x", "x" * 200, "a\n"])

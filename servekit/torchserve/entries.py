@@ -50,7 +50,7 @@ class Loader:
         self._sources.check(wanted.url)
         source = None if self._sources.is_remote(wanted.url) else self._sources.local(wanted.url, at_startup)
         if source is not None and source.is_dir():
-            return self._entry(wanted, source, at_startup, "")
+            return self._entry(wanted, source, at_startup)
         folder = self._new_folder()
         try:
             if source is None:
@@ -59,7 +59,7 @@ class Loader:
             archive.unpack(source, folder)
             if source.parent == folder.parent:
                 source.unlink()  # downloaded, and no longer needed
-            return self._entry(wanted, folder, at_startup, _stem(wanted.url))
+            return self._entry(wanted, folder, at_startup)
         except BaseException as error:
             self._drop_folder(folder)
             if isinstance(error, ArchiveRefused):
@@ -70,14 +70,17 @@ class Loader:
         """Remove what was unpacked for `entry`, which is not served."""
         self._drop_folder(Path(entry.folder))
 
-    def _entry(self, wanted: Registration, folder: Path, at_startup: bool, stem: str) -> Entry:
-        """Read what lies in `folder`; an archive without a manifest is called `stem`, after its file."""
+    def _entry(self, wanted: Registration, folder: Path, at_startup: bool) -> Entry:
+        """Read what lies in `folder`; raise Refusal."""
         try:
             manifest = archive.read_manifest(folder)
             config = json.loads(json.dumps(archive.read_model_config(folder, manifest), default=str))
         except ArchiveRefused as error:
             raise Refusal("InvalidModelException", str(error)) from error
-        name = wanted.model_name or manifest.model_name or ("" if manifest.content else stem)
+        # What has no name is called after its file; but a client has to name what has a manifest without one.
+        name = wanted.model_name or manifest.model_name
+        if not name and (at_startup or not manifest.content):
+            name = _stem(wanted.url)
         if not name:
             raise Refusal("InvalidModelException", "Model name is not defined.")
         name, version = require_name(name, "model's name"), require_name(manifest.model_version, "model's version")

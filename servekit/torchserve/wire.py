@@ -81,10 +81,12 @@ def handler_request(
     """
     parameters: dict[str, Parameter] = {}
     if with_query:
-        _add_texts(parameters, request.query_string, keeps_empty=True)
+        _add_texts(parameters, request.query_string)
     kind = request.mimetype
     if kind == FORM:
-        _add_texts(parameters, request.get_data(), keeps_empty=False)
+        others, _, last = request.get_data().rpartition(b"&")
+        # TorchServe passes over an end without "=", and so over all that `curl -d 5.0` sends.
+        _add_texts(parameters, others + b"&" + last if b"=" in last else others)
     elif kind == MULTIPART and "boundary" in request.mimetype_params:
         _add_parts(parameters, request)
     else:
@@ -105,12 +107,12 @@ def headers_of(request: Request) -> dict[str, str]:
     return headers
 
 
-def _add_texts(parameters: dict[str, Parameter], text: bytes, keeps_empty: bool) -> None:
-    """Add the fields of a query, or of a form without files; TorchServe passes over a form's fields without a value."""
+def _add_texts(parameters: dict[str, Parameter], text: bytes) -> None:
+    """Add the fields of a query, or of a form without files."""
     if text.count(b"%") > MAX_ESCAPES or text.count(b"&") >= MAX_PARTS:
         raise PayloadTooLarge(f"A form may have {MAX_PARTS} fields, and {MAX_ESCAPES} percent signs in them.")
     # Each byte is a character of Latin-1, so values come through as they were sent, in whatever encoding.
-    for name, value in parse_qsl(text.decode("latin-1"), keep_blank_values=keeps_empty, encoding="latin-1"):
+    for name, value in parse_qsl(text.decode("latin-1"), keep_blank_values=True, encoding="latin-1"):
         key = name.encode("latin-1").decode(errors="replace")
         parameters[key] = Parameter(key, None, value.encode("latin-1"))
 
