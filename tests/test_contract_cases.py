@@ -194,6 +194,8 @@ def test_a_difference_is_accepted_only_where_all_of_it_is_meant() -> None:
     elsewhere = Accepted("what", "why", "body", case="other")
     left, covered = sort_out(found, (meant, elsewhere))
     assert left == [Difference("g", "c", "body", "x", "y")]
+    other = Accepted("what", "why", "header .*", statuses="200 404")
+    assert not other.covers(found[0])
     assert covered == {meant: [Difference("g", "c", "header a", "1", "2")], elsewhere: []}
 
 

@@ -13,13 +13,17 @@ NOTHING = "nothing"  # what stands for a header or a member that one side does n
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """One part of one answer that is not the same. `part` is answer, status, reason, `header NAME` or `body PATH`."""
+    """One part of one answer that is not the same. `part` is answer, status, reason, `header NAME` or `body PATH`.
+
+    `statuses` are both servers': `200 200`, or `503 200` where everything else follows from that.
+    """
 
     group: str
     case: str
     part: str
     theirs: str
     ours: str
+    statuses: str = "200 200"
 
     def __str__(self) -> str:
         return f"{self.group}, {self.case}: {self.part}: TorchServe {shown(self.theirs)}, servekit {shown(self.ours)}"
@@ -36,10 +40,12 @@ class Accepted:
     case: str = ".*"
     theirs: str = ".*"
     ours: str = ".*"
+    statuses: str = ".*"
 
     def covers(self, difference: Difference) -> bool:
         """Return whether `difference` is the one that is meant here."""
-        pairs = [(getattr(self, field), getattr(difference, field)) for field in ("part", "group", "case", "theirs", "ours")]
+        fields = ("part", "group", "case", "theirs", "ours", "statuses")
+        pairs = [(getattr(self, field), getattr(difference, field)) for field in fields]
         return all(re.fullmatch(pattern, text, re.DOTALL) for pattern, text in pairs)
 
 
@@ -50,7 +56,8 @@ def differences(
     found = []
     for case, answers in theirs.items():
         for expected, seen in zip(answers, ours[case], strict=True):
-            found += [Difference(group, case, part, *pair) for part, *pair in compare(expected, seen)]
+            statuses = f"{expected.status} {seen.status}"
+            found += [Difference(group, case, *parts, statuses) for parts in compare(expected, seen)]
     return found
 
 

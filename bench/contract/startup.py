@@ -47,15 +47,14 @@ def group_all() -> Group:
 
 
 def group_named() -> Group:
-    """Return models that get other names at the start, and one that is not there."""
+    """Return a model that gets another name at the start."""
     cases = (
         manage("describe mine", "GET", "/models/mine", until=READY),
         predict("mine"),
         manage("describe the name in the archive", "GET", "/models/echo"),
-        manage("describe what is not there", "GET", "/models/none"),
         manage("list", "GET", "/models"),
     )
-    config = (OFF, "load_models=mine=echo.mar,none=none.mar", "default_workers_per_model=1")
+    config = (OFF, "load_models=mine=echo.mar", "default_workers_per_model=1")
     return Group("startup_named", cases, ("echo",), config=config)
 
 
