@@ -218,7 +218,7 @@ ACCEPTED = (
     ),
     Accepted(
         "The API description has the same routes, members and types in other words.",
-        "TorchServe's own sentences are not ours to copy.",
+        "The sentences are servekit's own; programs read the structure.",
         "body (paths .*|info) description",
     ),
     Accepted(
