@@ -1,14 +1,17 @@
 """Handlers of archives, run as TorchServe runs them: entry points, data, answers, and every way to fail."""
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -133,7 +136,6 @@ def test_the_context_tells_of_model_and_requests(tmp_path: Path) -> None:
         "server_name": "MMS",
         "server_version": "0.12.0",
         "limit_max_image_pixels": True,
-        "trusted_only": False,
     }
     assert (told["name"], told["manifest"]["model"]["handler"], told["config"]) == ("m", "handler", {"handler": {"x": 1}})
     assert (told["id"], told["all"], told["type"], told["url_path"], told["none"]) == ("one", "one", "text/plain", "a/b", None)
@@ -235,12 +237,29 @@ def test_the_traceback_begins_at_the_handlers_own_line(tmp_path: Path) -> None:
 
 
 def test_a_handler_that_ends_the_process_fails_its_batch_only(tmp_path: Path) -> None:
-    text = "import sys\ndef handle(data, context):\n    if data is not None: sys.exit(3)"
+    for call in ("sys.exit(3)", "exit()"):
+        text = f"import sys\ndef handle(data, context):\n    if data is not None: {call}"
+        engine = start(write(tmp_path / call, handler=text))
+        with ThreadPoolExecutor(1) as pool, pytest.raises(HandlerFailed, match="^Worker died.$"):
+            pool.submit(ask, engine, request()).result()
+        with pytest.raises(HandlerFailed, match="^Worker died.$"):
+            ask(engine, request())
+    with pytest.raises(ModelLoadError, match=r"SystemExit: gone \(handler.py:1\)"):
+        start(write(tmp_path / "load", handler="raise SystemExit('gone')"))
+
+
+def test_a_signal_ends_the_process_while_a_handler_runs(tmp_path: Path) -> None:
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(0)  # as Gunicorn's handler of SIGABRT does
+
+    text = "import signal\ndef handle(data, context):\n    if data is not None: signal.raise_signal(signal.SIGUSR1)"
     engine = start(write(tmp_path, handler=text))
-    with ThreadPoolExecutor(1) as pool, pytest.raises(HandlerFailed, match="^Worker died.$"):
-        pool.submit(ask, engine, request()).result()
-    with pytest.raises(SystemExit):  # in the main thread it may be Gunicorn's own wish
-        ask(engine, request())
+    before = signal.signal(signal.SIGUSR1, leave)
+    try:
+        with pytest.raises(SystemExit):
+            ask(engine, request())
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 BROKEN: dict[str, tuple[dict[str, str], str]] = {
@@ -361,7 +380,6 @@ def test_required_packages_are_imported(tmp_path: Path) -> None:
     write(tmp_path / "packages", _required_z="NAME = 'z'")
     engine = start(write(tmp_path / "model", handler=text), requirements=str(tmp_path / "packages"))
     assert text_of(ask(engine, request())[0]) == "z"
-    engine.close()
 
 
 def test_many_threads_get_each_its_own_answers(tmp_path: Path) -> None:
@@ -412,20 +430,21 @@ def test_engines_come_and_go_while_others_answer(tmp_path: Path) -> None:
         for _ in range(5):
             passing = start(folders["c"])
             wrong.extend(text_of(answer) for answer in ask(passing, request()) if answer.body != b"ccc")
-            passing.close()
+            del passing
+            gc.collect()
         done.set()
     assert not wrong and all(count.result() > 0 for count in counts)
     assert "model" not in sys.modules
 
 
-def test_a_closed_engine_leaves_no_modules(tmp_path: Path) -> None:
-    engine = start(write(tmp_path, handler="import helper\n" + ECHO.replace("\n    ", "\n"), helper=""))
+def test_an_engine_that_nobody_holds_leaves_no_modules(tmp_path: Path) -> None:
+    engine = start(write(tmp_path, handler="import helper\n" + dedent(ECHO), helper="class Big:\n    pass"))
     prefix = engine._modules.name
-    assert f"{prefix}.helper" in sys.modules
-    engine.close()
+    held = weakref.ref(sys.modules[f"{prefix}.helper"].Big)
+    del engine
+    gc.collect()
+    assert held() is None
     assert not [name for name in sys.modules if name.startswith(prefix)]
-    with pytest.raises(HandlerFailed, match="^Prediction failed$"):
-        ask(engine, request())
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from servekit.engines.torchserve import Parameter
 from servekit.errors import HandlerFailed, ModelLoadError
 from servekit.ts.torch_handler.image_classifier import ImageClassifier
 from servekit.ts.torch_handler.pictures import CenterCrop, Normalize, Resize, imagenet, to_tensor
@@ -130,6 +131,22 @@ def test_explanations_need_a_package(tmp_path: Path) -> None:
     with pytest.raises(HandlerFailed, match="Explanations need the package captum, which is not installed") as caught:
         ask(engine, request(picture(), headers={"explain": "True"}))
     assert caught.value.status == 501
+
+
+def test_explanations_are_those_of_the_package_that_the_archive_brings(tmp_path: Path) -> None:
+    attr = """
+        class IntegratedGradients:
+            def __init__(self, model):
+                self.model = model
+
+            def attribute(self, tensor, target, n_steps):
+                return tensor.mean((1, 2, 3)) * 0 + target + n_steps
+        """
+    write(tmp_path / "captum", __init__="", attr=attr)
+    engine = start(write(tmp_path, model=MEANS.format(classes=2)), "image_classifier", MODEL)
+    asked = request(picture(), name="data", headers={"explain": "True"})
+    asked.parameters = [*asked.parameters, Parameter("target", "text/plain", b"1")]
+    assert json.loads(ask(engine, asked)[0].body) == 16
 
 
 def test_a_segmenter_gives_class_and_probability_of_each_pixel(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -75,7 +76,8 @@ class TorchServeEngine:
             with self._running():
                 self._entry = _load(self._modules, options, self._context)
         except (Exception, SystemExit) as error:
-            _let_the_process_end(error)
+            _let_the_process_end(error, self._folder)
+            self._modules.forget()
             name = options.get("model_name") or folder.name
             raise ModelLoadError(f"The model {name} cannot be loaded: {describe(error, self._folder)}.") from error
         self.device = _device_of(self._entry)
@@ -99,7 +101,7 @@ class TorchServeEngine:
             with self._running():
                 results = self._entry.handle(data, self._context)
         except (Exception, SystemExit) as error:
-            _let_the_process_end(error)
+            _let_the_process_end(error, self._folder)
             self._on_failure(traceback_of(error, self._folder))
             raise _failure(error) from error
         self._check(results, len(requests))
@@ -185,10 +187,12 @@ def _device_of(entry: Entry) -> str:
     return "cuda" if str(getattr(entry.owner, "device", "cpu")).startswith("cuda") else "cpu"
 
 
-def _let_the_process_end(error: BaseException) -> None:
-    """Raise SystemExit on in the main thread, where Gunicorn's signal handlers raise it too."""
+def _let_the_process_end(error: BaseException, folder: Path) -> None:
+    """Raise a SystemExit on that is not the archive's: Gunicorn's signal handlers raise it in the main thread."""
     if isinstance(error, SystemExit) and threading.current_thread() is threading.main_thread():
-        raise error
+        file = traceback.extract_tb(error.__traceback__)[-1].filename
+        if not Path(file).is_relative_to(folder) and "_sitebuiltins" not in file:  # where exit() is
+            raise error
 
 
 def _failure(error: BaseException) -> HandlerFailed:
