@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from servekit.engines.torchserve import HandlerRequest, HandlerResponse, Parameter
+from servekit.engines.torchserve import HandlerRequest, HandlerResponse, Parameter, TorchServeEngine
 from servekit.errors import HandlerFailed, ModelLoadError
 from tests.handler_archives import LINEAR, ask, request, start, write
 
@@ -289,6 +289,15 @@ def test_handlers_that_are_not_here_say_what_they_need(tmp_path: Path) -> None:
         start(tmp_path, "")
     with pytest.raises(ModelLoadError, match="no service envelope 'seldon'; there are body, json"):
         start(write(tmp_path, handler=ECHO), service_envelope="seldon")
+
+
+def test_an_archive_without_a_manifest_is_described_by_the_options(tmp_path: Path) -> None:
+    text = "def handle(data, context):\n    return data and [context.manifest]"
+    folder = write(tmp_path, handler=text)
+    for manifest in (None, {"model": {"modelName": None}}):
+        options = {"model_name": "x", "model_version": "2.0", "handler": "handler", "manifest": manifest}
+        (answer,) = ask(TorchServeEngine(folder, options), request())
+        assert json.loads(answer.body) == {"model": {"modelName": "x", "modelVersion": "2.0"}}
 
 
 def test_a_server_of_trusted_models_runs_no_code_of_an_archive(tmp_path: Path) -> None:

@@ -93,6 +93,9 @@ def test_headers_are_looked_up_in_any_case_and_kept_as_sent() -> None:
     assert "X-a" in headers and 1 not in headers
     del headers["x-A"]
     assert headers == {} and headers.get("x-a", "none") == "none"
+    headers.update({"X-B": "1"}, c="2")
+    assert (headers["x-b"], headers.setdefault("C", "3"), headers.setdefault("d", "4")) == ("1", "2", "4")
+    assert (headers.pop("x-B"), headers.pop("x-b", "gone"), list(headers)) == ("1", "gone", ["c", "d"])
 
 
 def test_the_context_without_and_with_requests() -> None:

@@ -155,7 +155,8 @@ def _context(folder: Path, options: Mapping[str, Any], sink: Sink) -> Context:
     name, version = options.get("model_name") or folder.name, options.get("model_version") or "1.0"
     manifest = copy.deepcopy(dict(options.get("manifest") or {}))
     described = {"modelName": name, "modelVersion": version}
-    manifest["model"] = {**described, **(manifest.get("model") or {})}
+    stated = {key: value for key, value in (manifest.get("model") or {}).items() if value is not None}
+    manifest["model"] = {**described, **stated}
     context = Context(
         name,
         str(folder),

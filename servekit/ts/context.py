@@ -31,6 +31,24 @@ class Headers(dict[str, Any]):
         """Return the value of the field `name` in whatever case, or `default`."""
         return self[name] if name in self else default
 
+    def update(self, *fields: Any, **more: Any) -> None:
+        """Set all of `fields`."""
+        for name, value in dict(*fields, **more).items():
+            self[name] = value
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        """Return the value of the field `name`, which is set to `default` if there is none."""
+        if name not in self:
+            self[name] = default
+        return self[name]
+
+    def pop(self, name: str, default: Any = None) -> Any:
+        """Take the field `name` out and return its value, or `default`."""
+        value = self.get(name, default)
+        if name in self:
+            del self[name]
+        return value
+
 
 class RequestProcessor:
     """The header of one request, and the status and header of its answer."""
