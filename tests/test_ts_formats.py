@@ -130,7 +130,7 @@ def test_onnx(tmp_path: Path) -> None:
         assert predict(engine, b"[5.0]") == [10.0]
 
 
-@pytest.mark.skipif("SERVEKIT_SLOW_TESTS" not in os.environ, reason="compiles C++ for 20 seconds; set SERVEKIT_SLOW_TESTS")
+@pytest.mark.skipif("SLOW_TESTS" not in os.environ, reason="compiles C++ for 20 seconds; set SLOW_TESTS")
 def test_an_aotinductor_package(tmp_path: Path) -> None:
     network = torch.nn.Linear(1, 1).eval()
     with warnings.catch_warnings():
