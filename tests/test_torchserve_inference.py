@@ -221,10 +221,15 @@ def test_the_handler_decides_status_headers_and_type(tmp_path: Path) -> None:
 
 
 def test_a_body_that_is_too_large_is_refused_in_json(tmp_path: Path) -> None:
-    client, _ = serve(tmp_path)
-    message = "The request is too large; at most 100000 bytes and 1000 files or fields are read."
-    assert error_of(client.post("/predictions/noop", data=b"x" * 100_001)) == (413, "PayloadTooLargeException", message)
-    form = "&".join("x" for _ in range(2000))
+    client, _ = serve(tmp_path, OPEN + "max_request_size=2000")
+    message = "The request is too large; at most 2000 bytes and 1000 files or fields are read."
+    expected = (413, "PayloadTooLargeException", message)
+    for path in ("/predictions/noop", "/predictions/X", "/ping"):
+        assert error_of(client.post(path, data=b"x" * 2001)) == expected
+    stream = {"input_stream": io.BytesIO(b"x" * 2001), "environ_overrides": {"wsgi.input_terminated": True}}
+    assert error_of(client.post("/predictions/noop", **stream)) == expected
+    assert client.post("/predictions/noop", data=b"x" * 2000).status_code == 200
+    form = "&" * 1000 + "x="
     refused = client.post("/predictions/noop", data=form, content_type=FORM)
     assert error_of(refused)[:2] == (413, "PayloadTooLargeException")
 

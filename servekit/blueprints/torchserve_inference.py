@@ -11,12 +11,13 @@ from servekit.batcher import Parts
 from servekit.config import ARRIVED
 from servekit.engines.torchserve import HandlerRequest
 from servekit.torchserve import exposition, openapi, wire
-from servekit.torchserve.access import guarded, open_to_all, require_key
+from servekit.torchserve.access import bound_body, guarded, open_to_all, require_key
 from servekit.torchserve.refusals import Refusal, no_resource
 from servekit.torchserve.registry import current, is_archive
 from servekit.torchserve.tokens import INFERENCE
 
 bp = Blueprint("torchserve_inference", __name__)
+bp.before_request(bound_body)
 bp.before_request(partial(require_key, INFERENCE))
 render = partial(guarded, INFERENCE)  # every error at this address
 

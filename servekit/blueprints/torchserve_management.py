@@ -8,7 +8,7 @@ from flask import Blueprint, Response, request
 from servekit.codecs import parse_json
 from servekit.errors import InvalidInput
 from servekit.torchserve import openapi, wire
-from servekit.torchserve.access import guarded, open_to_all, require_key
+from servekit.torchserve.access import bound_body, guarded, open_to_all, require_key
 from servekit.torchserve.describe import describe, list_models
 from servekit.torchserve.refusals import Refusal, no_method, no_resource
 from servekit.torchserve.registration import Registration, Scale, parse_switch
@@ -16,6 +16,7 @@ from servekit.torchserve.registry import Outcome, current
 from servekit.torchserve.tokens import MANAGEMENT
 
 bp = Blueprint("torchserve_management", __name__)
+bp.before_request(bound_body)
 bp.before_request(partial(require_key, MANAGEMENT))
 render = partial(guarded, MANAGEMENT)  # every error at this address
 

@@ -1,10 +1,13 @@
-"""Who may use TorchServe's APIs: each address asks for its key, except for what describes the API or has a key of its own."""
+"""Who may use TorchServe's APIs, and how much they may send.
+
+Each address asks for its key, except for what describes the API or has a key of its own.
+"""
 
 from collections.abc import Callable
 from typing import TypeVar
 
 from flask import Response, current_app, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from servekit.torchserve import wire
 from servekit.torchserve.refusals import Refusal
@@ -19,6 +22,13 @@ def open_to_all(view: View) -> View:
     """Mark `view` as one that asks for no key, or for one of its own."""
     setattr(view, _OPEN, True)
     return view
+
+
+def bound_body() -> None:
+    """Take no larger body of the current request than the properties allow; raise Werkzeug's 413 if it is announced."""
+    request.max_content_length = limit = current().properties.max_request_size
+    if (request.content_length or 0) > limit:
+        raise RequestEntityTooLarge
 
 
 def require_key(name: str) -> None:

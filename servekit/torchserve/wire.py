@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl
 
-from flask import Request, Response, current_app
+from flask import Request, Response
 from werkzeug.exceptions import HTTPException
 
 from servekit.engines.torchserve import HandlerRequest, HandlerResponse, Parameter
@@ -259,8 +259,8 @@ def _render_http(error: HTTPException) -> Response:
     if code is HTTPStatus.METHOD_NOT_ALLOWED:
         return refuse("MethodNotAllowedException", NO_METHOD)
     if code is HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        limit = current_app.config["MAX_CONTENT_LENGTH"]
-        return refuse("PayloadTooLargeException", _TOO_LARGE.format(limit=limit, parts=MAX_PARTS))
+        message = _TOO_LARGE.format(limit=current().properties.max_request_size, parts=MAX_PARTS)
+        return refuse("PayloadTooLargeException", message)
     kind = "BadRequestException" if code < HTTPStatus.INTERNAL_SERVER_ERROR else "InternalServerException"
     return refuse(kind, f"{code.phrase}.", code)
 
