@@ -75,7 +75,7 @@ WHOLE = {
     "raise": lambda context: fail(ValueError("the handler's own words")),
     "memory": lambda context: fail(MemoryError("no more")),
     "cuda": lambda context: fail(RuntimeError("CUDA error: out of memory")),
-    "exit": lambda context: os._exit(3),
+    "exit": lambda context: os._exit(1),
     "system exit": lambda context: fail(SystemExit(1)),
     "prediction": lambda context: fail(PredictionException("Some Prediction Error", 599)),
     "prediction plain": lambda context: fail(PredictionException("Some Prediction Error")),
