@@ -29,6 +29,7 @@ _REQUESTS = ModelSpec(
     outputs=(TensorSpec("response", "bytes", (-1,)),),
     files={},
 )
+LOAD_TIME = "WorkerLoadTime"  # what TorchServe calls the milliseconds that an archive's handler takes to load
 _WARM_UP_PASSES = 3  # the first pays for first-time work; the fastest of the others is the model's speed
 
 
@@ -168,7 +169,10 @@ def _load_archive(
     folder = Path(entry.folder)
     config = read_model_config(folder, read_manifest(folder))  # as it stands: JSON would change keys and dates
     options = {**entry.options, "model_config": config, "trusted_only": settings.trusted_models_only}
+    started = time.monotonic()
     engine = TorchServeEngine(folder, options, note_failure, report_metric)
+    worker = {"WorkerName": f"W-9000-{entry.name}_{entry.version}"}
+    report_metric(LOAD_TIME, "gauge", (time.monotonic() - started) * 1000, "ms", worker)
     spec = dataclasses.replace(_REQUESTS, max_batch_rows=options["batch_size"])
     return Model(
         entry.name,

@@ -18,6 +18,7 @@ from typing import Protocol
 from servekit import metrics
 from servekit.errors import SettingError
 from servekit.metrics import PAGE_LIMIT, Family, Update
+from servekit.model import LOAD_TIME
 from servekit.torchserve.catalogue import (
     KINDS,
     LABEL_NAME,
@@ -146,6 +147,8 @@ def observe_model_metric(name: str, kind: str, value: float | str, unit: str, di
         number = float(value)
     except (TypeError, ValueError):
         return _warn(name, "its value is no number")
+    if name == LOAD_TIME:
+        return set_load_time(str(dimensions.get("WorkerName", ""))[:MAX_VALUE_LENGTH], number)
     if name == "PredictionTime":
         _note_prediction(dimensions.get("ModelName", ""), number)
     listed = _State.catalogue.model.get(name) or _State.detected.get(name) or _detect(name, kind, unit)
