@@ -17,7 +17,7 @@ FLOORS = [
     {"payload", "ext", "lean", "middleware", "hooks", "follow", "torchserve"}
     | {"board", "clients", "connection", "gateway", "http1", "turns", "watchdog", "worker"},
     {"blueprints"},
-    {"app", "server"},
+    {"apis", "app", "server"},
     {"archiver", "cli", "__main__"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
