@@ -103,7 +103,8 @@ class Modules:
     def forget(self) -> None:
         """Take the modules out of the process; those that no one holds are freed."""
         _archives.pop(self.name, None)
-        for name, module in list(sys.modules.items()):
+        # A copy and no list: while its pairs are made, the collector may free another archive, which comes here, too.
+        for name, module in sys.modules.copy().items():
             if name == self.name or name.startswith(f"{self.name}."):
                 del sys.modules[name]
                 linecache.cache.pop(getattr(module, "__file__", None) or "", None)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 from flask import Flask
@@ -34,6 +35,7 @@ class Options:
 @dataclass(frozen=True)
 class Extension:
     properties: Options
+    headers: tuple[()] = ()
 
 
 Page = Callable[..., str]
@@ -44,12 +46,9 @@ def page() -> Any:
     """What gives the page under some options and a query, as a client sees it."""
 
     def get(query: str = "", **options: Any) -> str:
-        app = Flask("page")
-        app.register_blueprint(torchserve_metrics.bp)
-        app.extensions["torchserve"] = Extension(Options(**options))
-        reply = app.test_client().get(f"/metrics{query}")
-        assert (reply.status_code, reply.content_type) == (200, "text/plain; version=0.0.4; charset=utf-8")
-        return reply.text
+        text, content_type = exposition.render(parse_qs(query.removeprefix("?")).get("name[]", []), Options(**options))
+        assert content_type == "text/plain; version=0.0.4; charset=utf-8"
+        return text
 
     exposition.configure(Options())
     yield get
@@ -143,6 +142,21 @@ def test_legacy_has_the_three_metrics_of_predictions_only(page: Page) -> None:
         "ts_queue_latency_microseconds",
     }
     assert len(lines_of(text, "old")) == 3
+
+
+def test_a_scrape_is_answered_and_counted(page: Page) -> None:
+    exposition.observe_answer(200)
+    app = Flask("page")
+    app.register_blueprint(torchserve_metrics.bp)
+    app.extensions["torchserve"] = Extension(Options())
+    client = app.test_client()
+    pages = []
+    for _ in range(2):
+        reply = client.get("/metrics?name[]=Requests2XX")
+        assert (reply.status_code, reply.content_type) == (200, "text/plain; version=0.0.4; charset=utf-8")
+        assert reply.headers["Pragma"] == "no-cache"
+        pages.append(float(reply.text.split()[-1]))
+    assert pages[1] == pages[0] + 1
 
 
 def test_log_answers_with_an_empty_page(page: Page) -> None:
