@@ -193,6 +193,7 @@ def test_a_name_that_cannot_stand_in_a_path_is_refused(tmp_path: Path, name: str
         ("http://ok.com\\@evil/x.mar", False),
         ("http://ok.com /x.mar", False),
         ("http:///x.mar", False),
+        ("http://[::1/x.mar", False),
         ("http://ok.com:99999/x.mar", False),
         ("http://okxcom/x.mar", False),
     ],
