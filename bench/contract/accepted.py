@@ -120,12 +120,6 @@ ACCEPTED = (
         ours="null",
     ),
     Accepted(
-        "`curl -d 5.0`, a form with a name and no value, arrives as a field called `5.0`.",
-        "TorchServe drops it without a word.",
-        r"body fields (5\.0|other|\{\"a\": 1\})",
-        theirs=NOTHING,
-    ),
-    Accepted(
         "A multipart form that is damaged, or has no boundary, is refused with 400.",
         "TorchServe calls the handler with nothing, or with what it could not read.",
         ANY,
@@ -178,14 +172,6 @@ ACCEPTED = (
         group="scale",
         case="negative",
         statuses="500 500",
-    ),
-    Accepted(
-        "Parameters of a registration that stand in the query count beside those in JSON.",
-        "TorchServe looks at the JSON only, and fails where there is none.",
-        ANY,
-        group="register_by_json",
-        case="beside a query|a query with the type of JSON|list",
-        statuses="(200|500) 200",
     ),
     Accepted(
         "What the API does not list is 404 or 405: `/ping/more`, a POST to the metrics, GET of `set-default`.",

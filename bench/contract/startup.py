@@ -39,8 +39,8 @@ def group_all() -> Group:
         predict("version"),
         predict("version/2.0"),
         predict("echo"),
-        manage("describe nameless", "GET", "/models/nameless"),
-        manage("describe no_manifest", "GET", "/models/no_manifest"),
+        manage("describe nameless", "GET", "/models/nameless", until=READY),
+        manage("describe no_manifest", "GET", "/models/no_manifest", until=READY),
     )
     archives = ("version1", "version2", "echo", "nameless", "no_manifest")
     return Group("startup_all", cases, archives, config=(OFF, "load_models=all", "default_workers_per_model=1"))
