@@ -213,8 +213,11 @@ def chapter(tmp_path: Path) -> Iterator[Path]:
     ("source", "found"),
     [
         ("simple_linear.mar", "simple_linear.mar"),
-        ("model-store/simple_linear.mar", "simple_linear.mar"),
-        ("other/x.mar", "{folder}/other/x.mar"),
+        ("model-store/simple_linear.mar", "model-store/simple_linear.mar"),
+        ("other/x.mar", "other/x.mar"),
+        ("other/../other/x.mar", "{folder}/other/x.mar"),  # two dots are refused in what a server looks for
+        ("both.mar", "{folder}/model-store/both.mar"),  # the one in this folder is another one
+        ("linked.mar", "{folder}/other/x.mar"),  # a server follows no link out of its store
         ("https://host/x.mar", "https://host/x.mar"),
         ("all", "all"),
     ],
@@ -222,6 +225,9 @@ def chapter(tmp_path: Path) -> Iterator[Path]:
 def test_an_archive_is_looked_for_in_the_store_and_then_from_this_folder(chapter: Path, source: str, found: str) -> None:
     (chapter / "other").mkdir()
     (chapter / "other" / "x.mar").touch()
+    (chapter / "model-store" / "linked.mar").symlink_to(chapter / "other" / "x.mar")
+    for folder in (chapter, chapter / "model-store"):
+        (folder / "both.mar").touch()
     properties, notes = located(Properties.parse("model_store=model-store", flags={"load_models": source}))
     assert properties.model_store == chapter / "model-store"
     assert [archive.source for archive in properties.load_models] == [found.format(folder=chapter)]
@@ -231,7 +237,7 @@ def test_an_archive_is_looked_for_in_the_store_and_then_from_this_folder(chapter
 def test_the_other_spelling_of_the_store_is_understood_and_said(chapter: Path) -> None:
     flags = {"load_models": "simple_linear=model_store/simple_linear.mar"}
     properties, notes = located(Properties.parse("model_store=model-store", flags=flags))
-    assert properties.load_models == (NamedArchive("simple_linear", "simple_linear.mar"),)
+    assert properties.load_models == (NamedArchive("simple_linear", "model_store/simple_linear.mar"),)
     taken = chapter / "model-store" / "simple_linear.mar"
     assert notes == [f"There is no model_store/simple_linear.mar; {taken} is loaded in its place."]
 
@@ -241,10 +247,17 @@ def test_the_other_spelling_of_the_store_is_understood_and_said(chapter: Path) -
     [
         ("", "There is no model store; give --model-store"),
         ("model_store=nowhere", "The model store nowhere is no folder"),
-        ("model_store=model-store\nload_models=a=missing.mar", "The archive missing.mar is neither in the model store"),
+        (
+            "model_store=model-store\nload_models=a=missing.mar",
+            "The archive missing.mar is neither in the model store .*/model-store nor in this folder; "
+            "the store has simple_linear.mar.$",
+        ),
+        ("model_store=model-store\nload_models=model-store", "The archive model-store is neither in the model store"),
+        ("model_store=empty\nload_models=a.mar", "nor in this folder; make it first.$"),
     ],
 )
 def test_what_is_missing_at_the_start_is_refused(chapter: Path, text: str, words: str) -> None:
+    (chapter / "empty").mkdir()
     with pytest.raises(StartupError, match=words):
         located(Properties.parse(text))
 

@@ -7,21 +7,43 @@ import select
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from servekit.cli.serve import command_of
+from servekit.config import PREFIX
 from servekit.errors import ServekitError, StartupError
 from servekit.torchserve.startup import KEY_FILE
 
+PID_FILE = ".model_server.pid"  # in the temporary folder, where scripts look for TorchServe's
 LOG, ACCESS_LOG = "ts_log.log", "access_log.log"
 STOP_SECONDS = 60.0  # above Gunicorn's own time for open requests
 _LOOK_SECONDS = 0.1
 _OURS = (b"gunicorn", b"servekit.app")  # both are in the command of a server, whatever its title
 _THEIRS = (b"org.pytorch.serve",)
 _REFUSALS = (re.compile(r"servekit cannot start: (.*)"), re.compile(r"^Error: (.*)"))  # ours, then Gunicorn's
+
+
+def default_pid_file() -> Path:
+    """Return where the process id of a server in the background is kept unless a flag says otherwise."""
+    return Path(tempfile.gettempdir()) / PID_FILE
+
+
+def model_store_of(pid_file: Path) -> Path | None:
+    """Return the model store of the server of `pid_file`; None if none runs, or this is not Linux."""
+    pid = _read(pid_file)
+    name = f"{PREFIX}MODEL_STORE=".encode()
+    try:
+        if pid is None or not _is(pid, _OURS):
+            return None
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    found = next((variable.removeprefix(name) for variable in variables if variable.startswith(name)), None)
+    return None if found is None else _folder_of(pid) / os.fsdecode(found)
 
 
 def require_none(pid_file: Path) -> None:
@@ -63,7 +85,13 @@ def start(
             stderr=output,
             start_new_session=True,
         )
-    if _answers(addresses[0], process, patience):
+    try:
+        answers = _answers(addresses[0], process, patience)
+    except KeyboardInterrupt:  # it has a session of its own, which ctrl-C does not reach
+        process.terminate()
+        process.wait()
+        raise
+    if answers:
         return f"The server runs as process {process.pid}; its log is {logs / LOG}."
     if process.poll() is None:
         return f"The server runs as process {process.pid} and still loads its models; its log is {logs / LOG}."

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from servekit.cli.background import default_pid_file, model_store_of
 from servekit.config import Settings
 from servekit.desired import Desired
 from servekit.errors import ServekitError
@@ -26,11 +27,13 @@ class Row(NamedTuple):
 
 
 def models(model_store: Path | None) -> int:
-    """Print what the server over `model_store`, or over that of the settings, has loaded; return the exit status.
+    """Print what the server over `model_store` has loaded; return the exit status.
 
-    Raises ServekitError if none runs.
+    Without it, that of the settings, or else the server in the background is meant. Raises ServekitError if none runs.
     """
     store = model_store or Settings.from_environ(os.environ).model_store
+    if model_store is None and not is_served(store):
+        store = model_store_of(default_pid_file()) or store
     if not is_served(store):
         raise ServekitError(f"No server runs over the model store {store}; start one, or give --model-store.")
     reports = [report for report in read_reports(store / STATE_FOLDER) if _lives(report.pid)]

@@ -6,20 +6,22 @@ import ipaddress
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import servekit
+from servekit.archive import is_archive
 from servekit.cli import background
 from servekit.cli.serve import become_gunicorn, require_free_addresses, torchserve_options
 from servekit.config import PREFIX
 from servekit.errors import SettingError, StartupError
 from servekit.torchserve.properties import NamedArchive, Properties
+from servekit.torchserve.refusals import Refusal
+from servekit.torchserve.sources import Sources
 
 CONTRACT = "0.12.0"  # the TorchServe whose answers these are
-_PID_FILE = ".model_server.pid"  # in the temporary folder, where scripts look for TorchServe's
 _DEFAULT_CONFIG = Path("config.properties")
+_MOST_NAMED = 5  # archives in a sentence
 
 
 def torchserve(options: argparse.Namespace) -> int:
@@ -27,7 +29,7 @@ def torchserve(options: argparse.Namespace) -> int:
 
     Raises StartupError if the server cannot start; nothing runs then.
     """
-    pid_file = options.pid_file or Path(tempfile.gettempdir()) / _PID_FILE
+    pid_file = options.pid_file or background.default_pid_file()
     if options.version:
         print(f"servekit {servekit.__version__}, which answers as TorchServe {CONTRACT} does")
         return 0
@@ -138,15 +140,35 @@ def _is_loopback(host: str) -> bool:
 def _locate(source: str, store: Path, notes: list[str]) -> str:
     """Return `source`, a name in `store`, a URL or a path from the current folder, as the server is to look for it.
 
-    A path whose folder does not exist, or does not hold it, may name an archive that lies in the store.
+    That is in the operator's own words, which descriptions show, unless the server would find another file by them. A
+    path whose folder does not exist, or does not hold it, may name an archive that lies in the store.
     """
-    if "://" in source or (store / source).resolve().is_relative_to(store) and (store / source).exists():
+    if "://" in source:
         return source
-    if Path(source).exists():
-        path = Path(source).resolve()
-        return str(path.relative_to(store) if path.is_relative_to(store) else path)
-    name = Path(source).name
-    if name and (store / name).exists():
-        notes.append(f"There is no {source}; {store / name} is loaded in its place.")
-        return name
-    raise StartupError(f"The archive {source} is neither in the model store {store} nor in this folder; make it first.")
+    in_store = Path(os.path.normpath(store / source))
+    places = [in_store] if in_store.is_relative_to(store) else []
+    places += [Path(source), store / Path(source).name]
+    found = next((place.resolve() for place in places if place.exists() and place.resolve() != store), None)
+    if found is None:
+        raise StartupError(f"The archive {source} is neither in the model store {store} nor in this folder; {_advice(store)}")
+    if not any(place.exists() for place in places[:-1]):
+        notes.append(f"There is no {source}; {found} is loaded in its place.")
+    return source if _found_by_server(source, store) == found else str(found)
+
+
+def _found_by_server(source: str, store: Path) -> Path | None:
+    sources = Sources(Properties(model_store=store))
+    try:
+        sources.check(source)
+        return sources.local(source, from_operator=True).resolve()
+    except Refusal:
+        return None
+
+
+def _advice(store: Path) -> str:
+    """Return what may help someone who has named an archive that is not there."""
+    names = sorted(path.name for path in store.iterdir() if is_archive(path))
+    if not names:
+        return "make it first."
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"the store has {', '.join(names[:_MOST_NAMED])}{more}."
