@@ -30,6 +30,7 @@ from servekit.logs import ACCESS_LOGGER, TextFormatter, configure_handler, is_wo
 from servekit.state import State
 
 SLOTS_PER_WORKER = 3  # those that start while others stop, and some to spare
+NO_EXIT_STATUS = -1
 RESPAWN_PAUSE_SECONDS = 2.0  # between two tries of a worker that cannot load its models while others serve
 TRIAL_SECONDS = 300.0  # for the models of a reload to load; the master does nothing else meanwhile
 
@@ -316,6 +317,9 @@ def _prepare_state(server: Arbiter, settings: Settings) -> None:
     def manage_as_desired() -> None:
         """Follow a change of the number that is desired; the signals TTIN and TTOU still work between two changes."""
         nonlocal followed
+        if _startup is not None and _startup.has_started():
+            # Gunicorn ends the server when a worker ends with these; by now it may be a model's own code that does.
+            server.WORKER_BOOT_ERROR = server.APP_LOAD_ERROR = NO_EXIT_STATUS
         if state.workers != followed:
             server.num_workers = followed = state.workers
         manage()
