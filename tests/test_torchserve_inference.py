@@ -204,7 +204,9 @@ def test_a_full_queue_is_told_from_a_missing_worker(tmp_path: Path) -> None:
 
 def test_the_handler_decides_status_headers_and_type(tmp_path: Path) -> None:
     made = [
-        HandlerResponse(b"Invalid response", 507, "My reason", [("dummy", "1"), ("Content-Length", "3"), ("X-Request-Id", "mine")], None),
+        HandlerResponse(
+            b"Invalid response", 507, "My reason", [("dummy", "1"), ("Content-Length", "3"), ("X-Request-Id", "mine")], None
+        ),
         HandlerResponse(b"x", 200, "", [("bad\n", "1"), ("worse", "1\r\nx: y"), ("content-type", "text/css")], "text/x"),
         HandlerResponse(b"", 42, "\n", [], None),
     ]
