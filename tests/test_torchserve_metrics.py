@@ -46,7 +46,8 @@ def page() -> Any:
     """What gives the page under some options and a query, as a client sees it."""
 
     def get(query: str = "", **options: Any) -> str:
-        text, content_type = exposition.render(parse_qs(query.removeprefix("?"), keep_blank_values=True).get("name[]", []), Options(**options))
+        names = parse_qs(query.removeprefix("?"), keep_blank_values=True).get("name[]", [])
+        text, content_type = exposition.render(names, Options(**options))
         assert content_type == "text/plain; version=0.0.4; charset=utf-8"
         return text
 
