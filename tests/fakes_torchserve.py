@@ -73,6 +73,7 @@ class FakeRepository:
         self.failure: Exception = ModelLoadError("broken.py:3: it is broken")
         self.errors: dict[str, str] = {}
         self.is_loading = False
+        self.fails: dict[str, Exception] = {}  # by method, as when another worker is faster or fails
         self.dropped: list[Path] = []
         self._desired = Desired()
 
@@ -86,17 +87,20 @@ class FakeRepository:
         return entry
 
     def get(self, name: str, version: str | None = None) -> FakeModel:
+        self._fail("get")
         if not self.find(name, version).workers:
             raise ModelNotLoaded("not loaded")
         return self.model
 
     def register(self, entry: Entry) -> None:
+        self._fail("register")
         if self._desired.find(entry.name, entry.version):
             raise VersionExists("it is there")
         self._try(entry, entry.workers)
         self._desired = self._desired.with_entry(entry)
 
     def unregister(self, name: str, version: str | None = None) -> Entry:
+        self._fail("unregister")
         entry = self.find(name, version)
         if self._desired.defaults[name] == entry.version and len(self._desired.models[name]) > 1:
             raise DefaultVersionInUse("it is the default")
@@ -104,6 +108,7 @@ class FakeRepository:
         return entry
 
     def set_default(self, name: str, version: str) -> None:
+        self._fail("set_default")
         self.find(name, version)
         self._desired = self._desired.with_default(name, version)
 
@@ -126,6 +131,10 @@ class FakeRepository:
     def drop_archive(self, folder: Path) -> None:
         self.dropped.append(folder)
         shutil.rmtree(folder.parent)
+
+    def _fail(self, method: str) -> None:
+        if method in self.fails:
+            raise self.fails[method]
 
     def _try(self, entry: Entry, workers: int) -> None:
         if workers and entry.options.get("handler") == "broken":

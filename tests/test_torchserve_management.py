@@ -10,7 +10,7 @@ from flask.testing import FlaskClient
 
 from servekit.blueprints import torchserve_management
 from servekit.engines.torchserve import HandlerRequest, HandlerResponse
-from servekit.errors import ModelLoadError, OutOfMemory
+from servekit.errors import ModelLoadError, ModelNotFound, OutOfMemory, VersionExists, VersionNotFound, WorkersFailed
 from tests.fakes_torchserve import STARTED, Behave, FakeRepository, echo, error_of, make_app, make_archive
 
 OPEN = "disable_token_authorization=true\nenable_model_api=true\n"
@@ -279,6 +279,32 @@ def test_models_are_unregistered(tmp_path: Path) -> None:
     assert status_of(client.delete("/models/noop/1.11?anything=1")) == 'Model "noop" unregistered'
     assert status_of(client.delete("/models/noop")) == 'Model "noop" unregistered'
     assert client.get("/models").get_json() == {"models": []}
+
+
+def test_a_worker_that_keeps_a_model_is_a_timeout(tmp_path: Path) -> None:
+    client, repository = serve(tmp_path)
+    client.post("/models?url=noop.mar")
+    repository.fails["unregister"] = WorkersFailed("1 of the workers did not follow.")
+    message = "Timed out while cleaning resources: noop"
+    assert error_of(client.delete("/models/noop")) == (408, "RequestTimeoutException", message)
+
+
+def test_who_comes_second_is_told_what_the_first_has_changed(tmp_path: Path) -> None:
+    client, repository = serve(tmp_path)
+    client.post("/models?url=noop.mar&initial_workers=1")
+    gone, other = ModelNotFound("it is gone"), VersionNotFound("it is gone")
+    repository.fails = {"register": VersionExists("it is there"), "unregister": gone, "set_default": other, "get": other}
+    message = "Model version 1.11 is already registered for model noop"
+    assert error_of(client.post("/models?url=noop_v2.mar")) == (409, "ConflictStatusException", message)
+    assert len(repository.dropped) == 1
+    assert error_of(client.delete("/models/noop"))[1:] == ("ModelNotFoundException", "Model not found: noop")
+    repository.fails["unregister"] = other
+    message = "Model version: 1.0 does not exist for model: noop"
+    assert error_of(client.delete("/models/noop/1.0"))[1:] == ("ModelVersionNotFoundException", message)
+    assert error_of(client.get("/models/noop?customized=true"))[1:] == ("ModelVersionNotFoundException", message)
+    repository.fails["get"] = gone
+    assert error_of(client.get("/models/noop?customized=true"))[1:] == ("ModelNotFoundException", "Model not found: noop")
+    assert client.get("/models/noop").get_json()[0]["jobQueueStatus"]["pendingRequests"] == 0
 
 
 def test_the_default_version_is_set(tmp_path: Path) -> None:
