@@ -268,12 +268,13 @@ class Response:
             self._send(data, is_last)
 
 
-Dress = Callable[[HTTPStatus, str], tuple[HTTPStatus, bytes]]  # a status and a sentence as a contract shows them
+# A status and a sentence as a contract shows them: status, body in JSON, more headers.
+Dress = Callable[[HTTPStatus, str], tuple[HTTPStatus, bytes, Iterable[tuple[str, str]]]]
 
 
-def plain(status: HTTPStatus, message: str) -> tuple[HTTPStatus, bytes]:
+def plain(status: HTTPStatus, message: str) -> tuple[HTTPStatus, bytes, Iterable[tuple[str, str]]]:
     """Return status and body of an error in servekit's own form."""
-    return status, json.dumps({"error": message}).encode()
+    return status, json.dumps({"error": message}).encode(), ()
 
 
 dresses: dict[str, Dress] = {}  # by the server's port, of contracts that have an address of their own
@@ -281,10 +282,11 @@ dresses: dict[str, Dress] = {}  # by the server's port, of contracts that have a
 
 def refusal(status: HTTPStatus, message: str, port: str, method: str = "GET") -> bytes:
     """Return a whole answer in the form of the errors on `port`, after which the connection is closed."""
-    status, body = dresses.get(port, plain)(status, message)
+    status, body, headers = dresses.get(port, plain)(status, message)
+    more = "".join(f"{name}: {value}\r\n" for name, value in headers)
     head = (
         f"HTTP/1.1 {status.value} {status.phrase}\r\nServer: {SERVER}\r\nDate: {http_date()}\r\nConnection: close\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n{more}\r\n"
     )
     return head.encode("latin-1") + (b"" if method == "HEAD" else body)
 

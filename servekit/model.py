@@ -5,6 +5,7 @@ import importlib.util
 import textwrap
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,8 @@ class Model:
 
     @property
     def waiting(self) -> int:
-        """The rows that this worker has taken in and not answered, of all models that share the backlog."""
-        return self._backlog.rows
+        """The rows that wait in this worker beside a whole batch, of all models that share the backlog."""
+        return max(0, self._backlog.rows - self.spec.max_batch_rows)
 
     def predict(self, tensors: Tensors, deadline: float) -> Tensors:
         """Return the answer for every row of `tensors`; `deadline` is a time of the monotonic clock, in seconds.
@@ -170,7 +171,8 @@ def _load_archive(
     config = read_model_config(folder, read_manifest(folder))  # as it stands: JSON would change keys and dates
     options = {**entry.options, "model_config": config, "trusted_only": settings.trusted_models_only}
     started = time.monotonic()
-    engine = TorchServeEngine(folder, options, note_failure, report_metric)
+    with ThreadPoolExecutor(1) as thread:  # of whose own the working directory can be, unlike the main thread's
+        engine = thread.submit(TorchServeEngine, folder, options, note_failure, report_metric).result()
     worker = {"WorkerName": f"W-9000-{entry.name}_{entry.version}"}
     report_metric(LOAD_TIME, "gauge", (time.monotonic() - started) * 1000, "ms", worker)
     spec = dataclasses.replace(_REQUESTS, max_batch_rows=options["batch_size"])
@@ -180,7 +182,7 @@ def _load_archive(
         spec,
         Handler(spec),
         engine,
-        Backlog(options["job_queue_size"]),
+        Backlog(options["job_queue_size"] + options["batch_size"]),  # those of the batch that runs wait no more
         is_long=True,
         max_delay=options["max_batch_delay"] / 1000,
         max_seconds=options["response_timeout"],

@@ -263,4 +263,25 @@ ACCEPTED = (
         group="workflows",
         case="register.*",
     ),
+    Accepted(
+        "A model that is named at the start and cannot be loaded ends the start, with one sentence.",
+        "TorchServe starts without it, and who asked for it learns so from the first client.",
+        "answer",
+        group="hopeless",
+    ),
+    Accepted(
+        "An archive that names no handler is not registered.",
+        "TorchServe registers it, and its workers fail for ever.",
+        "status|reason|header connection|body.*",
+        group="startup_all",
+        case="list|describe no_manifest",
+    ),
+    Accepted(
+        "`WorkerThreadTime` is there from the first prediction on.",
+        "TorchServe counts the loading of a model, too.",
+        "body line",
+        group="metrics",
+        case="before any request",
+        theirs="WorkerThreadTime.*",
+    ),
 )

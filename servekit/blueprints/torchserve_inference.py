@@ -146,7 +146,7 @@ def _predict(name: str, version: str | None, made: HandlerRequest) -> Response:
         exposition.observe_inference(name, label)
         raise
     if isinstance(first, bytes):
-        return wire.streamed(first, answers, lambda: _observe(name, label, arrived, made))
+        return wire.streamed(made, first, answers, lambda: _observe(name, label, arrived, made))
     answers.close()
     _observe(name, label, arrived, made)
     return wire.handler_answer(first["response"][0])

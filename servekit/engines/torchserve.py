@@ -120,8 +120,16 @@ class TorchServeEngine:
         context.request_processor = [processor_of(request) for request in requests]
         context.metrics.set_request_ids(context.request_ids)
         parts: list[list[bytes]] = [[] for _ in requests]
-        sends = [request.send or early.append for request, early in zip(requests, parts, strict=True)]
-        context.send_part = lambda index, part: sends[index](part)
+
+        def send(index: int, part: bytes) -> None:
+            request = requests[index]
+            if request.send is None:
+                parts[index].append(part)
+                return
+            request.early_headers = request.early_headers or list(context.get_response_headers(index).items())
+            request.send(part)
+
+        context.send_part = send
         return parts
 
     @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from servekit.desired import Entry
-from servekit.engines.torchserve import HandlerRequest
+from servekit.engines.torchserve import HandlerRequest, Parameter
 from servekit.errors import ModelNotFound, NotReady
 from servekit.logs import request_id
 from servekit.repository import WorkerStatus
@@ -130,7 +130,7 @@ def _last_error(workers: Sequence[WorkerStatus], entry: Entry) -> str | None:
 def _ask(registry: Registry, entry: Entry, headers: Mapping[str, str]) -> dict[str, Any]:
     model = registry.model(*entry.key, job="describe")
     rows = np.empty(1, object)
-    rows[0] = HandlerRequest(request_id.get(), {**headers, "describe": "True"}, ())
+    rows[0] = HandlerRequest(request_id.get(), {**headers, "describe": "True"}, [Parameter("body", None, b"")])
     deadline = time.monotonic() + entry.options.get("response_timeout", _DEFAULTS["response_timeout"])
     answer = model.predict({"request": rows}, deadline)["response"][0]
     try:

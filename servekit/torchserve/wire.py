@@ -4,7 +4,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl
@@ -24,6 +24,7 @@ from servekit.errors import (
 )
 from servekit.lean import PlainResponse
 from servekit.logs import request_id
+from servekit.middleware import new_id
 from servekit.payload import FORM, MAX_PARTS, MULTIPART
 from servekit.tensors import Tensors
 from servekit.torchserve import exposition
@@ -102,7 +103,7 @@ def headers_of(request: Request) -> dict[str, str]:
         name = _NAMES.get(key)
         if name is None and key.startswith("HTTP_") and key != _SECRET:
             name = key[5:].replace("_", "-").title()
-        if name is not None and (value or name not in ("Content-Type", "Content-Length")):
+        if name is not None:
             headers[name] = str(value)
     return headers
 
@@ -167,8 +168,13 @@ def handler_answer(made: HandlerResponse) -> Response:
     return dressed(response)
 
 
-def streamed(first: bytes, rest: Iterator[bytes | Tensors], when_done: Callable[[], None]) -> Response:
-    """Return an answer whose pieces go to the client as the handler sends them; `when_done` is called after the last."""
+def streamed(
+    made: HandlerRequest, first: bytes, rest: Iterator[bytes | Tensors], when_done: Callable[[], None]
+) -> Response:
+    """Return the answer to `made`, whose pieces go to the client as the handler sends them.
+
+    `when_done` is called after the last.
+    """
 
     def pieces() -> Iterator[bytes]:
         yield first
@@ -178,6 +184,7 @@ def streamed(first: bytes, rest: Iterator[bytes | Tensors], when_done: Callable[
 
     response = PlainResponse(pieces())
     del response.headers["Content-Type"]
+    _set(response, made.early_headers)
     return dressed(response)
 
 
@@ -233,13 +240,15 @@ def refuse(kind: str, message: str, code: int | None = None) -> Response:
     return answer({"code": code, "type": kind, "message": message}, code)
 
 
-def refusal(status: HTTPStatus, message: str) -> tuple[HTTPStatus, bytes]:
-    """Return status and body of an error that the worker answers with before the application sees the request, or after."""
+def refusal(status: HTTPStatus, message: str) -> tuple[HTTPStatus, bytes, Sequence[tuple[str, str]]]:
+    """Return status, body and headers of an error that the worker answers with, since the application does not."""
+    headers: Sequence[tuple[str, str]] = ()
     if status is HTTPStatus.GATEWAY_TIMEOUT:  # TorchServe ends a worker that does not come back
         status, message = HTTPStatus.INTERNAL_SERVER_ERROR, "Worker died."
+        headers = [("x-request-id", new_id()), *_UNCACHED]
     kinds = (kind for kind, code in STATUSES.items() if code == status)
     content = {"code": int(status), "type": next(kinds, "BadRequestException"), "message": message}
-    return status, (json.dumps(content, indent=2) + "\n").encode()
+    return status, (json.dumps(content, indent=2) + "\n").encode(), headers
 
 
 def _kind_of(error: RequestError) -> str:

@@ -26,6 +26,7 @@ class HandlerRequest:
     headers: Mapping[str, str]
     parameters: Sequence[Parameter]
     send: Callable[[bytes], None] | None = None
+    early_headers: Sequence[tuple[str, str]] = ()  # the answer's, as they were when its first part was sent
     begun: float = 0.0  # when its batch began, of the monotonic clock; the engine's
 
 
@@ -45,8 +46,7 @@ def row_of(request: HandlerRequest, decode: bool = True) -> dict[str, Any]:
 
     JSON is read, text is a str, and all else a bytearray, as is everything if `decode` is False.
     """
-    row = {each.name: _decoded(each) if decode else bytearray(each.value) for each in request.parameters}
-    return row or {"body": bytearray()}
+    return {each.name: _decoded(each) if decode else bytearray(each.value) for each in request.parameters}
 
 
 def _decoded(parameter: Parameter) -> Any:
