@@ -7,7 +7,7 @@ from pathlib import Path
 
 from servekit.config import Settings
 from servekit.desired import Desired, folder_entry
-from servekit.errors import ModelLoadError, RequestError
+from servekit.errors import ModelLoadError, Overloaded, WorkersFailed
 from servekit.repository import Repository
 from servekit.spec import scan
 from servekit.state import State
@@ -35,11 +35,9 @@ class Poller:
 
     def run(self, state: State, seconds: float) -> None:
         """Look every so many seconds, for ever, once this worker is the one that does."""
-        turn = None
         while True:
             time.sleep(seconds)
-            turn = turn or state.claim("poll")
-            if turn:
+            if state.claim("poll"):
                 try:
                     self.look()
                 except Exception:  # the disk may fail in any way; the next look may go well
@@ -61,7 +59,9 @@ class Poller:
             return
         try:
             self._repository.replace(entry)
-        except (ModelLoadError, RequestError) as error:
+        except Overloaded as error:  # another change takes long: the next look comes soon
+            log.warning("%s/%s is not served yet: %s", name, version, error)
+        except (ModelLoadError, WorkersFailed) as error:
             self._refused[name, version] = files
             self._repository.note_failure(*entry.key, str(error))
             log.error("%s/%s is not served, what was served goes on: %s", name, version, error)

@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping
@@ -35,6 +36,9 @@ _WORD = 8  # bytes of a number
 _FREE, _NOT_YET = 0, -1
 _RING = (1).to_bytes(8, sys.byteorder)  # an eventfd takes eight bytes
 
+_held: set[int] = set()  # descriptors of locks: a process that a model's code forks is not to keep them
+os.register_at_fork(after_in_child=lambda: _close_all(_held))
+
 
 @dataclasses.dataclass(frozen=True)
 class Report:
@@ -53,12 +57,14 @@ class State:
         """`folder` exists and is this server's alone; `slots` bounds the workers that live at the same time."""
         self.folder = folder
         self._slots = slots
-        memory = memoryview(mmap.mmap(-1, _WORD * (2 + 2 * slots))).cast("q")
-        self._generation, self._workers = memory[:1], memory[1:2]
-        self._pids, self._applied = memory[2 : 2 + slots], memory[2 + slots :]
+        memory = memoryview(mmap.mmap(-1, _WORD * (3 + 2 * slots))).cast("q")
+        self._generation, self._workers, self._extra = memory[:1], memory[1:2], memory[2:3]
+        self._pids, self._applied = memory[3 : 3 + slots], memory[3 + slots :]
         self._bells = [_bell() for _ in range(slots)]
         weakref.finalize(self, _silence, self._bells)
         self._slot: int | None = None
+        self._slot_lock = threading.RLock()  # a signal may make this worker leave while it reports
+        self._claims: dict[str, int] = {}
         self._master = os.getpid()
         self._known = Desired()
         self.write(self._known)
@@ -102,9 +108,9 @@ class State:
         return self._known
 
     @contextlib.contextmanager
-    def change(self) -> Iterator[Desired]:
-        """Hold the lock, and give the state as it is; raise Overloaded if others hold it for too long."""
-        with self._locked(_LOCK):
+    def change(self, patience: float = LOCK_SECONDS) -> Iterator[Desired]:
+        """Hold the lock, and give the state as it is; raise Overloaded if others hold it for longer than `patience`."""
+        with self._locked(_LOCK, patience):
             yield read_desired(self.folder)
 
     def write(self, desired: Desired, wakes: bool = True) -> int:
@@ -120,7 +126,8 @@ class State:
         if self._workers[0] != desired.workers:
             self._workers[0] = desired.workers
             if os.getpid() != self._master:
-                os.kill(self._master, signal.SIGCHLD)  # Gunicorn looks at its workers, then
+                with contextlib.suppress(ProcessLookupError):  # this worker is about to find out
+                    os.kill(self._master, signal.SIGCHLD)  # Gunicorn looks at its workers, then
         if wakes:
             self.wake()
         return generation
@@ -130,11 +137,15 @@ class State:
         """How many workers there should be."""
         return self._workers[0]
 
+    def note_extra(self, workers: int) -> None:
+        """Note, in the master, how many workers more than desired it keeps: signals and reloads can tell it to."""
+        self._extra[0] = workers
+
     def archive_folder(self) -> Path:
         """Return a new folder's name, for an archive to be unpacked into; its parent exists."""
         parent = self.folder / _ARCHIVES
         parent.mkdir(mode=0o700, exist_ok=True)
-        return Path(tempfile.mkdtemp(dir=parent)) / "model"
+        return Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent)) / "model"
 
     def drop_archive(self, folder: str) -> None:
         """Remove what was unpacked into a name of `archive_folder`; other folders are left alone."""
@@ -155,27 +166,30 @@ class State:
 
     def leave(self) -> None:
         """Free the slot of this worker, which stops: nobody waits for it any more."""
-        if self._slot is not None:
-            self._pids[self._slot] = _FREE
-            self._slot = None
+        with self._slot_lock:
+            slot, self._slot = self._slot, None
+            if slot is not None:
+                self._pids[slot] = _FREE
 
     def note(self, generation: int, report: Report) -> None:
         """Note that this worker has applied `generation`, with what came of it."""
-        if self._slot is not None:
+        with self._slot_lock:
             self.report(report)
-            self._applied[self._slot] = generation
+            if self._slot is not None:
+                self._applied[self._slot] = generation
 
     def report(self, report: Report) -> None:
         """Write what this worker says of itself, for others to read."""
-        if self._slot is None:
-            return
-        path = self.folder / f"worker-{self._slot}.json"
-        new = path.with_suffix(f".{os.getpid()}.{time.monotonic_ns()}")
-        try:
-            new.write_text(json.dumps(dataclasses.asdict(report)), encoding="utf-8")
-            new.replace(path)
-        except OSError as error:  # the disk is full: serving goes on
-            log.warning("What this worker holds cannot be written down: %s", error.strerror)
+        with self._slot_lock:
+            if self._slot is None:
+                return
+            path = self.folder / f"worker-{self._slot}.json"
+            new = path.with_suffix(f".{os.getpid()}.{time.monotonic_ns()}")
+            try:
+                new.write_text(json.dumps(dataclasses.asdict(report)), encoding="utf-8")
+                new.replace(path)
+            except OSError as error:  # the disk is full: serving goes on
+                log.warning("What this worker holds cannot be written down: %s", error.strerror)
 
     def reports(self) -> list[Report]:
         """Return what the workers that live say of themselves, in the order of their start."""
@@ -193,14 +207,20 @@ class State:
             time.sleep(POLL_SECONDS)
 
     def forget(self, pid: int) -> None:
-        """Free the slot of a worker that has ended; the master calls this. What it wrote last becomes known to all."""
+        """Free the slot of a worker that has ended; the master calls this.
+
+        What it wrote last becomes known to all, and what it had unpacked and not registered is removed.
+        """
         for slot in range(self._slots):
             if self._pids[slot] == pid:
                 self._pids[slot] = _FREE
-        written = read_desired(self.folder).generation
-        if written > self._generation[0]:  # it ended between the file and the shared memory
-            self._generation[0] = written
+        desired = read_desired(self.folder)
+        if desired.generation > self._generation[0]:  # it ended between the file and the shared memory
+            self._generation[0], self._workers[0] = desired.generation, desired.workers
             self.wake()
+        served = {Path(entry.folder).parent for entry in desired.entries()}
+        for left_over in set((self.folder / _ARCHIVES).glob(f"{pid}-*")) - served:
+            shutil.rmtree(left_over, ignore_errors=True)
 
     # Waking.
 
@@ -210,36 +230,49 @@ class State:
             with contextlib.suppress(BlockingIOError):  # it is full of wake-ups
                 os.write(end, _RING)
 
-    def sleep(self, seconds: float | None) -> None:
-        """Block, in a worker, until woken or for that long."""
-        if self._slot is None:
-            raise RuntimeError("a worker that has left follows no more")
-        end = self._bells[self._slot][0]
-        select.select([end], [], [], seconds)
-        with contextlib.suppress(BlockingIOError):
-            os.read(end, 4096)
+    def sleep(self, seconds: float | None) -> bool:
+        """Block, in a worker, until woken or for that long; return False if it has left and is to follow no more."""
+        slot = self._slot
+        if slot is None:
+            return False
+        bell = self._bells[slot][0]
+        poll = select.poll()
+        poll.register(bell, select.POLLIN)
+        poll.poll(None if seconds is None else seconds * 1000)
+        with self._slot_lock:
+            if self._slot is None:  # the wake-up is for the worker that has the slot now
+                return False
+            with contextlib.suppress(BlockingIOError):
+                os.read(bell, 4096)
+        return True
 
-    def claim(self, what: str) -> int | None:
-        """Return a descriptor whose lock lasts until it is closed, or None: one worker at a time does `what`."""
-        return _try_lock(self.folder / f"{what}.lock")
+    def claim(self, what: str) -> bool:
+        """Return True if this process is the one that does `what`, as long as it lives."""
+        if what not in self._claims and (lock := _try_lock(self.folder / f"{what}.lock")) is not None:
+            self._claims[what] = lock
+            _held.add(lock)
+        return what in self._claims
 
     def close(self) -> None:
         """Remove the files; done by the master when the server ends."""
         _remove(self.folder, self._master)
 
     def _expected(self) -> int:
-        return min(self.workers, self._slots)  # a private state has but one
+        return min(self.workers + self._extra[0], self._slots)  # a private state has but one
 
     @contextlib.contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        until = time.monotonic() + LOCK_SECONDS
+    def _locked(self, name: str, patience: float = LOCK_SECONDS) -> Iterator[None]:
+        until = time.monotonic() + patience
         while (lock := _try_lock(self.folder / name)) is None:
             if time.monotonic() > until:
                 raise Overloaded("Another change of the models is still under way; try again later.")
             time.sleep(POLL_SECONDS)
+        _held.add(lock)
         try:
             yield
         finally:
+            _held.discard(lock)
+            fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough while a process that was forked has it, too
             os.close(lock)
 
 
@@ -291,6 +324,11 @@ def _bell() -> tuple[int, int]:
 def _silence(bells: list[tuple[int, int]]) -> None:
     for descriptor in {end for bell in bells for end in bell}:
         os.close(descriptor)
+
+
+def _close_all(descriptors: set[int]) -> None:
+    while descriptors:
+        os.close(descriptors.pop())
 
 
 def _remove(folder: Path, owner: int) -> None:

@@ -158,10 +158,16 @@ def test_only_what_was_unpacked_for_the_state_is_removed(tmp_path: Path) -> None
 
 def test_only_one_process_claims_a_duty_and_another_may_when_it_is_gone(tmp_path: Path) -> None:
     state = State.create(tmp_path, 1)
-    claim = state.claim("poll")
-    assert claim is not None and state.claim("poll") is None
-    os.close(claim)
-    assert state.claim("poll") is not None
+    if not (child := os.fork()):
+        state.claim("poll")
+        (tmp_path / "claimed").touch()
+        signal.pause()
+    while not (tmp_path / "claimed").exists():
+        time.sleep(0.01)
+    assert not state.claim("poll")
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert state.claim("poll") and state.claim("poll")
 
 
 def test_there_is_a_bound_on_the_workers(tmp_path: Path) -> None:
