@@ -160,10 +160,12 @@ class Turns:
             self._wake()
 
         self._errands_now += 1
-        threading.Thread(target=run, name="servekit-errand", daemon=True).start()
-        while not future.done():
-            self._wait(request)
-        self._errands_now -= 1
+        try:
+            threading.Thread(target=run, name="servekit-errand", daemon=True).start()
+            while not future.done():
+                self._wait(request)
+        finally:
+            self._errands_now -= 1
         return future.result()
 
     @property
@@ -260,6 +262,7 @@ class LongPasses:
             if alive := expire(batch):
                 self._run(alive)
             self._done.put(batch)
+            del batch, alive  # they hold the model, which may be about to go
             self._wake()
 
     def _next(self) -> list[Job]:
