@@ -25,13 +25,14 @@ from gunicorn.workers.base import Worker
 import servekit
 from servekit.config import MULTIPROCESS_DIR, Settings
 from servekit.desired import Desired, newest_entries
-from servekit.errors import StartupError
+from servekit.errors import Overloaded, StartupError
 from servekit.logs import ACCESS_LOGGER, TextFormatter, configure_handler, is_worth_a_line
 from servekit.state import State
 
 SLOTS_PER_WORKER = 3  # those that start while others stop, and some to spare
 NO_EXIT_STATUS = -1
 RESPAWN_PAUSE_SECONDS = 2.0  # between two tries of a worker that cannot load its models while others serve
+RELOAD_PATIENCE_SECONDS = 5.0  # with a change of the models that is under way, which may need the master meanwhile
 TRIAL_SECONDS = 300.0  # for the models of a reload to load; the master does nothing else meanwhile
 
 log = logging.getLogger("servekit")
@@ -167,15 +168,17 @@ def on_starting(server: Arbiter) -> None:
         raise RuntimeError(f"servekit cannot start: {error}") from None  # Gunicorn prints it, and exits
     _startup = StartupState(server.num_workers)
     if settings.torchserve:
-        return  # a reload gives new workers what the old ones have: archives change by TorchServe's management API only
+        # A reload gives new workers what the old ones have: archives change by TorchServe's management API only.
+        _keep_number(server)
+        return
     reload = server.reload
 
     def reload_if_servable() -> None:
         """Reload, unless the new workers could not serve: Gunicorn stops the old ones without waiting for them."""
-        if reason := _why_not_servable(server.cfg):
+        reason = _why_not_servable(server.cfg) or _look_again(server.num_workers)
+        if reason:
             log.error("Not reloaded, the old workers go on: %s", reason)
         else:
-            _look_again(server.num_workers)
             reload()
 
     server.reload = reload_if_servable
@@ -187,6 +190,16 @@ def post_fork(server: Arbiter, worker: Worker) -> None:
     _worker = worker
     assert _state is not None
     _state.join()
+    if getattr(worker, "leaves", False):
+        return
+    handle_exit = worker.handle_exit
+
+    def leave_and_exit(signal_number: int, frame: Any) -> None:
+        """Stop, and do not wait for oneself: a request of this worker may be what makes it stop."""
+        worker_stops()
+        handle_exit(signal_number, frame)
+
+    worker.handle_exit = leave_and_exit
 
 
 def shared_state() -> State | None:
@@ -307,11 +320,13 @@ def _prepare_state(server: Arbiter, settings: Settings) -> None:
     if settings.torchserve:
         from servekit.torchserve.startup import prepare
 
-        entries = prepare(settings, state)
+        entries = [entry.limited(settings.max_workers) for entry in prepare(settings, state)]
     else:
         entries = newest_entries(settings.model_store, server.num_workers)
     state.write(Desired.of(entries))
-    server.num_workers = followed = state.workers if entries else server.num_workers
+    if entries or settings.torchserve:  # else the workers are about to say what is missing
+        server.num_workers = state.workers
+    followed = state.workers
     manage = server.manage_workers
 
     def manage_as_desired() -> None:
@@ -322,18 +337,41 @@ def _prepare_state(server: Arbiter, settings: Settings) -> None:
             server.WORKER_BOOT_ERROR = server.APP_LOAD_ERROR = NO_EXIT_STATUS
         if state.workers != followed:
             server.num_workers = followed = state.workers
+        state.note_extra(server.num_workers - followed)
         manage()
 
     server.manage_workers = manage_as_desired
 
 
-def _look_again(workers: int) -> None:
-    """Let the workers that a reload starts serve what is in the store now; the old ones are about to stop."""
+def _look_again(workers: int) -> str:
+    """Let the workers that a reload starts serve what is in the store now; the old ones are about to stop.
+
+    Returns why that cannot be, or "".
+    """
     assert _state is not None
     settings = Settings.from_environ(os.environ)
-    with _state.change() as desired:
-        fresh = Desired.of(newest_entries(settings.model_store, workers), desired.generation)
-        _state.write(fresh, wakes=False)
+    try:
+        with _state.change(RELOAD_PATIENCE_SECONDS) as desired:
+            fresh = Desired.of(newest_entries(settings.model_store, workers), desired.generation)
+            _state.write(fresh, wakes=False)
+    except Overloaded as error:
+        return str(error)
+    except OSError as error:
+        return f"what is to be served cannot be written down ({error.strerror})"
+    return ""
+
+
+def _keep_number(server: Arbiter) -> None:
+    """Let a reload keep the number of workers that is desired, whatever the configuration says."""
+    setup = server.setup
+
+    def setup_as_desired(app: Any) -> None:
+        setup(app)
+        assert _state is not None
+        server.cfg.set("workers", _state.workers)
+        server.num_workers = _state.workers
+
+    server.setup = setup_as_desired
 
 
 def _prepare_metrics_dir() -> None:

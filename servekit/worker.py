@@ -52,6 +52,7 @@ class Worker(base.Worker):
     """Serves a WSGI application from one event loop."""
 
     board: Board | None = None  # made in the master, so that all workers share it
+    leaves = True  # it says itself when it takes no more requests; see servekit/hooks.py
 
     @classmethod
     def check_config(cls, cfg: Config, log: Any) -> None:
@@ -237,7 +238,6 @@ class Worker(base.Worker):
 
     def _stop(self) -> None:
         """Take what waits in the accept queue, which this worker may be the last to see, and nothing after it."""
-        worker_stops()
         if self.board:
             self.board.leave()
         self.clients.stop()
@@ -248,6 +248,7 @@ class Worker(base.Worker):
         self._accept_no_more(0.0)
         for listener in self.sockets:
             listener.close()
+        worker_stops()  # not before: who connects after a change is not to meet what was
 
     # A request.
 
