@@ -35,6 +35,10 @@ class Entry:
         """Name and version."""
         return self.name, self.version
 
+    def limited(self, most: int) -> "Entry":
+        """Return this version with at most so many workers."""
+        return dataclasses.replace(self, workers=min(self.workers, most), max_workers=min(self.max_workers, most))
+
     def is_same_model(self, other: "Entry") -> bool:
         """Return True if `other` would load the same thing: it may differ in how many workers it should have."""
         mine, its = self, other

@@ -6,7 +6,6 @@ desired state is written, and every worker loads what is new before it drops wha
 
 import copy
 import dataclasses
-import gc
 import logging
 import os
 import threading
@@ -27,6 +26,7 @@ from servekit.errors import (
     VersionNotFound,
     WorkersFailed,
 )
+from servekit.memory import free_garbage, memory_of
 from servekit.metrics import observe_load_failure
 from servekit.model import Model, ReportMetric, ignore_metric, load_entry
 from servekit.state import Report, State
@@ -34,6 +34,7 @@ from servekit.state import Report, State
 log = logging.getLogger(__name__)
 
 LOAD_SECONDS = 120.0  # for all workers to load what one has loaded
+UNDO_SECONDS = 10.0  # for those that could load it to drop it again
 
 Key = tuple[str, str]  # name and version
 
@@ -63,6 +64,7 @@ class Repository:
         self._backlog = Backlog(settings.max_waiting)
         self._started = time.time()
         self._changing = threading.Lock()  # held while models come and go in this process
+        self._reporting = threading.Lock()  # a report must not come after a newer one
         self._entries: dict[Key, Entry] = {}  # what is loaded
         self._models: Mapping[Key, Model] = {}
         self._defaults: Mapping[str, Model] = {}
@@ -143,8 +145,10 @@ class Repository:
 
     # Changing, for all workers. Each returns when every worker that lives has followed.
 
-    def register(self, entry: Entry) -> None:
+    def register(self, entry: Entry) -> int:
         """Add a version, loaded if `entry.workers` is above 0; the first version of a name becomes its default.
+
+        Returns how many workers are granted (`Settings.max_workers`).
 
         Raises VersionExists, ModelLoadError when it cannot be loaded here (nothing has changed then), or WorkersFailed
         when another worker could not (it is taken out again).
@@ -153,24 +157,30 @@ class Repository:
         def add(desired: Desired) -> Desired:
             if entry.version in desired.models.get(entry.name, {}):
                 raise VersionExists("That version of the model is registered already.")
-            return desired.with_entry(entry)
+            return desired.with_entry(granted)
 
+        granted = entry.limited(self._settings.max_workers)
         self._change(add, undo=lambda desired: _without(desired, entry.key))
+        return granted.workers
 
     def replace(self, entry: Entry) -> None:
         """Serve `entry` in the place of the default version of its name, which goes when all workers have followed.
 
         Raises as `register` does.
         """
-        old = self.desired().find(entry.name)
+        replaced: list[Entry] = []
 
         def swap(desired: Desired) -> Desired:
             with_new = desired.with_entry(entry).with_default(entry.name, entry.version)
-            return with_new if old is None or old.key == entry.key else _without(with_new, old.key)
+            if (old := desired.find(entry.name)) is None:
+                return with_new
+            replaced.append(old)
+            return with_new if old.key == entry.key else with_new.without(*old.key)
 
         def undo(desired: Desired) -> Desired:
-            restored = desired if old is None else desired.with_entry(old).with_default(old.name, old.version)
-            return _without(restored, entry.key)
+            for old in replaced:
+                desired = desired.with_entry(old).with_default(old.name, old.version)
+            return desired if entry.key in {old.key for old in replaced} else _without(desired, entry.key)
 
         self._change(swap, undo)
 
@@ -188,8 +198,12 @@ class Repository:
             removed.append(entry)
             return desired.without(*entry.key)
 
-        self._change(remove)
-        self._state.drop_archive(removed[0].folder)
+        try:
+            self._change(remove)
+        finally:  # also where a worker does not follow: it is out
+            for entry in removed:
+                if self.desired().find(*entry.key) != entry:
+                    self._state.drop_archive(entry.folder)
         return removed[0]
 
     def set_default(self, name: str, version: str) -> None:
@@ -206,17 +220,18 @@ class Repository:
 
         There are as many workers as the version that asks for the most. Raises as `register` and `find` do.
         """
-        granted = min(workers, self._settings.max_workers)
         before: list[Entry] = []
+        after: list[Entry] = []
 
         def ask(desired: Desired) -> Desired:
             entry = self._find_in(desired, name, version)
             before.append(entry)
-            most = min(max_workers, self._settings.max_workers)
-            return desired.with_entry(dataclasses.replace(entry, workers=granted, max_workers=most))
+            asked = dataclasses.replace(entry, workers=workers, max_workers=max_workers)
+            after.append(asked.limited(self._settings.max_workers))
+            return desired.with_entry(after[0])
 
         self._change(ask, undo=lambda desired: desired.with_entry(before[0]))
-        return granted
+        return after[0].workers
 
     def archive_folder(self) -> Path:
         """Return the name of a new folder for an archive to be unpacked into; it goes when its entry goes."""
@@ -229,16 +244,16 @@ class Repository:
     def note_failure(self, name: str, version: str, text: str) -> None:
         """Keep `text`, a sentence or a traceback, as what went wrong last with a version; all workers can read it."""
         self._errors[f"{name}/{version}"] = text
-        self._state.report(self._report())
+        with self._reporting:
+            self._state.report(self._report())
 
     # Following.
 
     def follow(self) -> None:
-        """Apply every change of the desired state, for ever; run in a thread of its own in each worker."""
-        while True:
-            self._state.sleep(None)
+        """Apply every change of the desired state until this worker leaves; run in a thread of its own in each worker."""
+        while self._state.sleep(None):
             try:
-                self._apply(self._state.read())
+                self._apply()
             except Exception:  # it must go on following
                 log.exception("The desired state could not be applied")
 
@@ -249,11 +264,12 @@ class Repository:
             with self._state.change() as desired:
                 new = step(desired)
                 generation = self._publish(new)
-                self._apply(self._state.read())
+                self._apply()
                 failed = self._failures(generation, desired, new)
                 if failed and undo is not None:
-                    self._state.write(undo(self._state.read()))
-                    self._apply(self._state.read())
+                    undone = self._state.write(undo(self._state.read()))
+                    self._apply()
+                    self._state.wait(undone, UNDO_SECONDS)
             if failed:
                 raise WorkersFailed(failed)
 
@@ -268,14 +284,17 @@ class Repository:
                     if entry.workers and not self._holds(entry):
                         self._models = {**self._models, entry.key: self._load(entry)}
                         self._entries = {**self._entries, entry.key: entry}
-                return self._state.write(desired)
-            except OSError as error:
-                self._entries, self._models = before
-                log.error("The desired state could not be written: %s", error.strerror)
-                raise WorkersFailed("The change could not be written down; nothing has changed.") from error
+                return self._write(desired)
             except BaseException:
                 self._entries, self._models = before
                 raise
+
+    def _write(self, desired: Desired) -> int:
+        try:
+            return self._state.write(desired)
+        except OSError as error:
+            log.error("The desired state could not be written: %s", error.strerror)
+            raise WorkersFailed("The change could not be written down; nothing has changed.") from error
 
     def _failures(self, generation: int, old: Desired, new: Desired) -> str:
         """Wait for all workers; return a sentence about those that could not follow, or ""."""
@@ -288,33 +307,41 @@ class Repository:
                 return f"Worker {worker.pid} could not load it: {worker.errors.get('/'.join(key), 'it gave no reason')}"
         return ""
 
-    def _apply(self, desired: Desired) -> None:
+    def _apply(self) -> None:
         """Load what is new, then drop what is gone; what cannot be loaded is noted, and the old goes on."""
         with self._changing:
-            wanted = {entry.key: entry for entry in desired.entries() if entry.workers}
-            models = {}
-            for key, entry in wanted.items():
-                try:
-                    models[key] = self._models[key] if self._holds(entry) else self._load(entry)
-                    self._entries[key] = entry
-                except ModelLoadError as error:
-                    self._note_refusal(key, error)
-                    if key in self._models:
-                        models[key] = self._models[key]
-            gone = [key for key in self._entries if key not in wanted]
-            for key in gone:
-                del self._entries[key]
-                self._errors.pop("/".join(key), None)
-            dropped = [self._models[key] for key in gone if key in self._models]
-            self._show(models, desired)
-            for model in models.values():
-                model.meter.set_loaded()
-            for model in dropped:
-                model.meter.set_loaded(False)
+            is_less = self._follow_to(self._state.read())  # not read before: who waited here would go back to what was
+        if is_less:
+            free_garbage()
+
+    def _follow_to(self, desired: Desired) -> bool:
+        """Hold what `desired` says, as far as it can be loaded; return True if a model has been dropped."""
+        wanted = {entry.key: entry for entry in desired.entries() if entry.workers}
+        models = {key: model for key, entry in wanted.items() if (model := self._model_of(entry))}
+        dropped = [model for key, model in self._models.items() if models.get(key) is not model]
+        for key in set(self._entries) - set(wanted):
+            del self._entries[key]
+            self._errors.pop("/".join(key), None)
+        self._show(models, desired)
+        for model in dropped:
+            model.meter.set_loaded(False)
+        for model in models.values():
+            model.meter.set_loaded()
+        with self._reporting:
             self._state.note(desired.generation, self._report())
-        if dropped:
-            del dropped, gone
-            gc.collect()  # a handler may refer to itself; its memory is not to wait
+        return bool(dropped)
+
+    def _model_of(self, entry: Entry) -> Model | None:
+        """Return the model that is to serve `entry`, loaded now if need be; the one of before if it cannot be loaded."""
+        held = self._models.get(entry.key)
+        if not self._holds(entry):
+            try:
+                held = self._load(entry)
+            except ModelLoadError as error:
+                self._note_refusal(entry.key, error)
+                return held
+        self._entries[entry.key] = entry
+        return held
 
     def _holds(self, entry: Entry) -> bool:
         held = self._entries.get(entry.key)
@@ -325,10 +352,14 @@ class Repository:
             self.note_failure(*entry.key, text)
 
         try:
-            return load_entry(entry, self._settings, self._backlog, note, self._report_metric)
-        except ModelLoadError:
+            model = load_entry(entry, self._settings, self._backlog, note, self._report_metric)
+        except Exception as error:  # the disk and the code of a model may fail in any way
             observe_load_failure(*entry.key)
-            raise
+            if isinstance(error, ModelLoadError):
+                raise
+            raise ModelLoadError(f"The model {entry.name} cannot be loaded: {type(error).__name__}: {error}.") from error
+        self._errors.pop("/".join(entry.key), None)  # of an earlier try
+        return model
 
     def _begin_with(self, entry: Entry) -> Model | None:
         """Load `entry` at the start of this worker; None if it cannot be and need not be."""
@@ -359,15 +390,6 @@ class Repository:
 
     def _find_in(self, desired: Desired, name: str, version: str | None) -> Entry:
         return desired.find(name, version) or self.find(name, version)
-
-
-def memory_of(pid: int) -> int:
-    """Return the resident memory of a process in bytes; 0 if it has ended, or where there is no /proc."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _without(desired: Desired, key: Key) -> Desired:

@@ -92,12 +92,13 @@ class FakeRepository:
             raise ModelNotLoaded("not loaded")
         return self.model
 
-    def register(self, entry: Entry) -> None:
+    def register(self, entry: Entry) -> int:
         self._fail("register")
         if self._desired.find(entry.name, entry.version):
             raise VersionExists("it is there")
         self._try(entry, entry.workers)
         self._desired = self._desired.with_entry(entry)
+        return entry.workers
 
     def unregister(self, name: str, version: str | None = None) -> Entry:
         self._fail("unregister")

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"errors", "config", "logs"},
+    {"errors", "config", "logs", "memory"},
     {"tensors", "metrics"},
     {"codecs", "spec", "desired", "state", "archive", "unpacking", "imports", "ts"},
     {"engines", "handlers", "batcher"},

@@ -107,13 +107,12 @@ class Registry:
             raise _exists(entry)
         if not entry.workers:
             self._add(entry)
-            return Outcome(_registered(entry) + ". Use scale workers API to add workers for the model.")
+            return Outcome(_registered(entry, 0) + ". Use scale workers API to add workers for the model.")
         if entry.options["startup_timeout"] <= 0:
             self._loader.drop(entry)
             raise Refusal("InternalServerException", _not_started(entry.name, entry.version))
         if wanted.synchronous:
-            self._add(entry)
-            return Outcome(_registered(entry))
+            return Outcome(_registered(entry, self._add(entry)))
         self._add(dataclasses.replace(entry, workers=0, max_workers=0))
         _later(entry, lambda: self._start(entry))
         return Outcome(UNDER_WAY, HTTPStatus.ACCEPTED)
@@ -159,9 +158,9 @@ class Registry:
             raise no_model(name) from None
         return Outcome(f'Default version successfully updated for model "{name}" to "{version}"')
 
-    def _add(self, entry: Entry) -> None:
+    def _add(self, entry: Entry) -> int:
         try:
-            self.repository.register(entry)
+            return self.repository.register(entry)
         except VersionExists:
             self._loader.drop(entry)
             raise _exists(entry) from None
@@ -228,8 +227,8 @@ def _later(entry: Entry, work: Callable[[], object]) -> None:
     threading.Thread(target=run, name="servekit-torchserve", daemon=True).start()
 
 
-def _registered(entry: Entry) -> str:
-    return f'Model "{entry.name}" Version: {entry.version} registered with {entry.workers} initial workers'
+def _registered(entry: Entry, workers: int) -> str:
+    return f'Model "{entry.name}" Version: {entry.version} registered with {workers} initial workers'
 
 
 def _exists(entry: Entry) -> Refusal:
