@@ -24,6 +24,7 @@ from gunicorn.workers.base import Worker
 
 import servekit
 from servekit.config import MULTIPROCESS_DIR, Settings
+from servekit.crew import follow_number, keep_number
 from servekit.desired import Desired, newest_entries
 from servekit.errors import Overloaded, StartupError
 from servekit.logs import ACCESS_LOGGER, TextFormatter, configure_handler, is_worth_a_line
@@ -169,7 +170,8 @@ def on_starting(server: Arbiter) -> None:
     _startup = StartupState(server.num_workers)
     if settings.torchserve:
         # A reload gives new workers what the old ones have: archives change by TorchServe's management API only.
-        _keep_number(server)
+        assert _state is not None
+        keep_number(server, _state)
         return
     reload = server.reload
 
@@ -326,21 +328,20 @@ def _prepare_state(server: Arbiter, settings: Settings) -> None:
     state.write(Desired.of(entries))
     if entries or settings.torchserve:  # else the workers are about to say what is missing
         server.num_workers = state.workers
-    followed = state.workers
-    manage = server.manage_workers
+    follow_number(server, state)
+    _outlive_exit_statuses(server)
 
-    def manage_as_desired() -> None:
-        """Follow a change of the number that is desired; the signals TTIN and TTOU still work between two changes."""
-        nonlocal followed
+
+def _outlive_exit_statuses(server: Arbiter) -> None:
+    """Once the server has started, let none of a worker's exit statuses end it: it may be a model's own code that exits."""
+    reap = server.reap_workers
+
+    def reap_workers() -> None:
         if _startup is not None and _startup.has_started():
-            # Gunicorn ends the server when a worker ends with these; by now it may be a model's own code that does.
             server.WORKER_BOOT_ERROR = server.APP_LOAD_ERROR = NO_EXIT_STATUS
-        if state.workers != followed:
-            server.num_workers = followed = state.workers
-        state.note_extra(server.num_workers - followed)
-        manage()
+        reap()
 
-    server.manage_workers = manage_as_desired
+    server.reap_workers = reap_workers
 
 
 def _look_again(workers: int) -> str:
@@ -359,19 +360,6 @@ def _look_again(workers: int) -> str:
     except OSError as error:
         return f"what is to be served cannot be written down ({error.strerror})"
     return ""
-
-
-def _keep_number(server: Arbiter) -> None:
-    """Let a reload keep the number of workers that is desired, whatever the configuration says."""
-    setup = server.setup
-
-    def setup_as_desired(app: Any) -> None:
-        setup(app)
-        assert _state is not None
-        server.cfg.set("workers", _state.workers)
-        server.num_workers = _state.workers
-
-    server.setup = setup_as_desired
 
 
 def _prepare_metrics_dir() -> None:

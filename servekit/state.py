@@ -9,6 +9,7 @@ import dataclasses
 import fcntl
 import json
 import logging
+import math
 import mmap
 import os
 import select
@@ -29,6 +30,7 @@ from servekit.spec import STATE_FOLDER
 log = logging.getLogger(__name__)
 
 LOCK_SECONDS = 120.0  # for those that change something to finish
+LEAVING_SECONDS = 10.0  # the same in a worker that leaves, and is to answer before it is killed
 POLL_SECONDS = 0.01  # between two looks at a lock, or at the slots
 
 _DESIRED, _LOCK, _SLOTS, _OWNER, _ARCHIVES = "desired.json", "lock", "slots", "owner", "archives"
@@ -64,6 +66,7 @@ class State:
         weakref.finalize(self, _silence, self._bells)
         self._slot: int | None = None
         self._slot_lock = threading.RLock()  # a signal may make this worker leave while it reports
+        self._leaves_at = math.inf  # when this worker gives up waiting, since it stops
         self._claims: dict[str, int] = {}
         self._master = os.getpid()
         self._known = Desired()
@@ -125,9 +128,7 @@ class State:
         self._generation[0] = generation
         if self._workers[0] != desired.workers:
             self._workers[0] = desired.workers
-            if os.getpid() != self._master:
-                with contextlib.suppress(ProcessLookupError):  # this worker is about to find out
-                    os.kill(self._master, signal.SIGCHLD)  # Gunicorn looks at its workers, then
+            self._rouse_master()
         if wakes:
             self.wake()
         return generation
@@ -165,11 +166,13 @@ class State:
             self._pids[self._slot] = os.getpid()
 
     def leave(self) -> None:
-        """Free the slot of this worker, which stops: nobody waits for it any more."""
+        """Note that this worker stops: nobody waits for it any more, and another may start in its place."""
         with self._slot_lock:
             slot, self._slot = self._slot, None
             if slot is not None:
-                self._pids[slot] = _FREE
+                self._leaves_at = time.monotonic() + LEAVING_SECONDS
+                self._pids[slot] *= -1  # the slot is free when its process has ended
+                self._rouse_master()
 
     def note(self, generation: int, report: Report) -> None:
         """Note that this worker has applied `generation`, with what came of it."""
@@ -193,14 +196,18 @@ class State:
 
     def reports(self) -> list[Report]:
         """Return what the workers that live say of themselves, in the order of their start."""
-        living = set(self._pids) - {_FREE}
+        living = {pid for pid in self._pids if pid > _FREE}
         return [report for report in read_reports(self.folder) if report.pid in living]
+
+    def leaving(self) -> set[int]:
+        """Return the process ids of workers that have left and not ended yet."""
+        return {-pid for pid in self._pids if pid < _FREE}
 
     def wait(self, generation: int, seconds: float) -> int:
         """Wait until as many workers as there should be have applied `generation`; return how many have not in time."""
         until = time.monotonic() + seconds
         while True:
-            slots = [done for pid, done in zip(self._pids, self._applied, strict=True) if pid != _FREE]
+            slots = [done for pid, done in zip(self._pids, self._applied, strict=True) if pid > _FREE]
             behind = sum(done < generation for done in slots) + abs(self._expected() - len(slots))
             if not behind or time.monotonic() > until:
                 return behind
@@ -212,7 +219,7 @@ class State:
         What it wrote last becomes known to all, and what it had unpacked and not registered is removed.
         """
         for slot in range(self._slots):
-            if self._pids[slot] == pid:
+            if abs(self._pids[slot]) == pid:
                 self._pids[slot] = _FREE
         desired = read_desired(self.folder)
         if desired.generation > self._generation[0]:  # it ended between the file and the shared memory
@@ -240,7 +247,7 @@ class State:
         poll.register(bell, select.POLLIN)
         poll.poll(None if seconds is None else seconds * 1000)
         with self._slot_lock:
-            if self._slot is None:  # the wake-up is for the worker that has the slot now
+            if self._slot is None:
                 return False
             with contextlib.suppress(BlockingIOError):
                 os.read(bell, 4096)
@@ -257,6 +264,12 @@ class State:
         """Remove the files; done by the master when the server ends."""
         _remove(self.folder, self._master)
 
+    def _rouse_master(self) -> None:
+        """Make the master look at its workers."""
+        if os.getpid() != self._master:
+            with contextlib.suppress(ProcessLookupError):  # it is gone, and this worker is about to find out
+                os.kill(self._master, signal.SIGCHLD)
+
     def _expected(self) -> int:
         return min(self.workers + self._extra[0], self._slots)  # a private state has but one
 
@@ -264,7 +277,7 @@ class State:
     def _locked(self, name: str, patience: float = LOCK_SECONDS) -> Iterator[None]:
         until = time.monotonic() + patience
         while (lock := _try_lock(self.folder / name)) is None:
-            if time.monotonic() > until:
+            if time.monotonic() > min(until, self._leaves_at):
                 raise Overloaded("Another change of the models is still under way; try again later.")
             time.sleep(POLL_SECONDS)
         _held.add(lock)
