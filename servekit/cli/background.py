@@ -88,7 +88,7 @@ def start(
     try:
         answers = _answers(addresses[0], process, patience)
     except KeyboardInterrupt:  # it has a session of its own, which ctrl-C does not reach
-        process.terminate()
+        process.send_signal(signal.SIGINT)  # at once, without the time that open requests are given
         process.wait()
         raise
     if answers:
