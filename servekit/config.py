@@ -91,6 +91,13 @@ def usable_cores(root: Path = _ROOT) -> int:
     return max(1, min([affinity, *_cgroup_quotas(root)]))
 
 
+def visible_gpus(environ: Mapping[str, str], root: Path = _ROOT) -> int:
+    """Return how many of NVIDIA's GPUs a process with `environ` sees, without loading a library; `root` holds /dev."""
+    there = len([path for path in (root / "dev").glob("nvidia*") if path.name.removeprefix("nvidia").isdigit()])
+    chosen = environ.get("CUDA_VISIBLE_DEVICES")
+    return there if chosen is None else min(there, len([name for name in chosen.split(",") if name.strip()]))
+
+
 def _require(condition: bool, name: str, wanted: str) -> None:
     if not condition:
         raise SettingError(f"{PREFIX}{name.upper()} must be {wanted}.")

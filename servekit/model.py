@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import os
 import textwrap
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 
 from servekit.archive import read_manifest, read_model_config
 from servekit.batcher import Backlog, Batcher, Parts, give_way, remaining, stream
-from servekit.config import Settings
+from servekit.config import Settings, visible_gpus
 from servekit.desired import Entry
 from servekit.engines import Engine
 from servekit.errors import InvalidInput, ModelLoadError
@@ -170,6 +171,9 @@ def _load_archive(
     folder = Path(entry.folder)
     config = read_model_config(folder, read_manifest(folder))  # as it stands: JSON would change keys and dates
     options = {**entry.options, "model_config": config, "trusted_only": settings.trusted_models_only}
+    gpus, most = visible_gpus(os.environ), entry.options.get("number_of_gpu")
+    if gpus := gpus if most is None else min(gpus, most):
+        options["gpu_id"] = os.getpid() % gpus  # the workers share them out
     started = time.monotonic()
     with ThreadPoolExecutor(1) as thread:  # of whose own the working directory can be, unlike the main thread's
         engine = thread.submit(TorchServeEngine, folder, options, note_failure, report_metric).result()

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from servekit.config import Settings, usable_cores
+from servekit.config import Settings, usable_cores, visible_gpus
 from servekit.errors import SettingError
 
 
@@ -81,3 +81,13 @@ def test_cores_are_cut_by_a_quota_of_cgroup_v1(tmp_path: Path, quota: str, cores
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
+
+
+def test_gpus_are_counted_as_far_as_the_process_sees_them(tmp_path: Path) -> None:
+    (tmp_path / "dev").mkdir()
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / "dev" / name).touch()
+    assert visible_gpus({}, tmp_path) == 2
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "1"}, tmp_path) == 1
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}, tmp_path) == 0
+    assert visible_gpus({}, tmp_path / "dev") == 0

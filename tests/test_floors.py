@@ -14,7 +14,7 @@ FLOORS = [
     {"engines", "handlers", "batcher"},
     {"model"},
     {"repository"},
-    {"payload", "ext", "lean", "middleware", "hooks", "follow", "torchserve"}
+    {"payload", "ext", "lean", "middleware", "hooks", "crew", "follow", "torchserve"}
     | {"board", "clients", "connection", "gateway", "http1", "turns", "watchdog", "worker"},
     {"blueprints"},
     {"apis", "app", "server"},
