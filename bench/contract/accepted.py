@@ -135,11 +135,6 @@ ACCEPTED = (
         statuses="503 400",
     ),
     Accepted(
-        "The folder of the archive is not the current one.",
-        "Models share a process; `context.system_properties[\"model_dir\"]` is the folder.",
-        "body folder is the current one",
-    ),
-    Accepted(
         "The last traceback of a handler that failed is in its description, as `lastError`.",
         "Only the log of TorchServe has it; users asked why.",
         "body lastError",

@@ -164,7 +164,7 @@ def _context(folder: Path, options: Mapping[str, Any], sink: Sink) -> Context:
     manifest = copy.deepcopy(dict(options.get("manifest") or {}))
     described = {"modelName": name, "modelVersion": version}
     stated = {key: value for key, value in (manifest.get("model") or {}).items() if value is not None}
-    manifest["model"] = {**described, **stated}
+    manifest["model"] = stated | {key: value for key, value in described.items() if key not in stated}
     context = Context(
         name,
         str(folder),
