@@ -9,6 +9,7 @@ from typing import IO, Any, NoReturn, cast
 from urllib.parse import parse_qsl
 
 from flask import Request
+from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 from werkzeug.utils import cached_property
 
@@ -27,7 +28,7 @@ _BOUNDARY = re.compile(r"multipart/form-data; ?boundary=([A-Za-z0-9'+_.-]{1,70})
 # Names without quotes, backslashes and percent signs, which stand for others in some clients' spelling.
 _UPLOAD = re.compile(
     rb'Content-Disposition: form-data; name="([A-Za-z0-9_.\[\]-]+)"; filename="([A-Za-z0-9 _.()+,@-]+)"'
-    rb"(?:\r\nContent-Type: [A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+)?",
+    rb"(?:\r\nContent-Type: ([A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+))?",
     re.IGNORECASE,
 )
 
@@ -87,10 +88,11 @@ class BodyInMemory(Request):
 
 @dataclasses.dataclass(frozen=True)
 class Upload:
-    """A file that was sent: its name, if it has one, and its content."""
+    """A file that was sent: its name and its type, if it has them, and its content."""
 
     filename: str | None
     content: bytes
+    content_type: str | None = None
 
 
 class Payload:
@@ -151,8 +153,12 @@ def _read_form(request: Request, kind: str) -> Payload:
         raise InvalidInput(_DAMAGED) from None
     members: dict[str, list[Any]] = {name: list(values) for name, values in form.lists()}
     for name, received in files.lists():
-        members.setdefault(name, []).extend(Upload(file.filename, file.read()) for file in received)
+        members.setdefault(name, []).extend(_upload(file) for file in received)
     return Payload(members)
+
+
+def _upload(file: FileStorage) -> Upload:
+    return Upload(file.filename, file.read(), file.content_type or None)
 
 
 def _read_text_form(body: bytes) -> Payload:
@@ -193,5 +199,7 @@ def split_uploads(body: bytes, content_type: str) -> dict[str, list[Upload]] | N
         found = _UPLOAD.fullmatch(head)
         if found is None or opening in content:
             return None
-        uploads.setdefault(found[1].decode(), []).append(Upload(found[2].decode(), content))
+        uploads.setdefault(found[1].decode(), []).append(
+            Upload(found[2].decode(), content, found[3].decode() if found[3] else None)
+        )
     return uploads

@@ -26,7 +26,10 @@ def body(*parts: bytes, end: bytes = b"\r\n--X-b.9--\r\n") -> bytes:
 def by_werkzeug(content: bytes) -> dict[str, list[Upload]]:
     form, files = MultiPartParser().parse(io.BytesIO(content), BOUNDARY.encode(), len(content))
     assert not form
-    uploads = {name: [Upload(each.filename, each.read()) for each in found] for name, found in files.lists()}
+    uploads = {
+        name: [Upload(each.filename, each.read(), each.content_type or None) for each in found]
+        for name, found in files.lists()
+    }
     for each in itertools.chain(*files.listvalues()):
         each.close()
     return uploads
