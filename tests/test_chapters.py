@@ -11,7 +11,9 @@ from PIL import Image
 
 from servekit.torchserve.properties import Address, Properties
 from tests.reader import Reader
-from tests.server import wait_for
+from tests.server import ROOT, wait_for
+
+GUIDE = ROOT / "docs" / "torchserve.md"
 
 # The first: a line that is learnt, a handler with all four steps, a server without tokens.
 
@@ -114,19 +116,19 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
     someone.leaves()
 
 
-def follow_the_first_chapter(reader: Reader, module: str) -> None:
-    """Do all that the chapter asks for before the server is started; the handler imports the network from `module`."""
+def prepare_the_first_chapter(reader: Reader, module: str) -> None:
+    """Do all that the chapter asks for before the archive is made; the handler imports the network from `module`."""
     reader.types("mkdir model_store model-store models && touch models/__init__.py")
     reader.write("config/config.properties", SETTINGS)
     reader.write("models/linear.py", NETWORK)
     reader.write("train.py", TRAINING)
     reader.write("model_handler.py", HANDLER.format(module=module))
     reader.types("python train.py")
-    reader.types(ARCHIVE)
 
 
 def test_the_first_chapter(reader: Reader) -> None:
-    follow_the_first_chapter(reader, "linear")
+    prepare_the_first_chapter(reader, "linear")
+    reader.types(ARCHIVE)
     first, *others = reader.starts(START).splitlines()
     assert first == "servekit: These settings have no effect: number_of_netty_threads (not supported)."
     assert len(others) == 2 and "Tokens are off" in others[0] and "model-store/simple_linear.mar is loaded" in others[1]
@@ -150,10 +152,16 @@ def test_the_first_chapter(reader: Reader) -> None:
     assert reader.types("servekit torchserve --stop").stdout == "No server runs.\n"
 
 
-def test_the_network_may_also_be_imported_from_its_folder(reader: Reader) -> None:
-    follow_the_first_chapter(reader, "models.linear")
-    reader.starts(START)
-    assert reader.asks(PREDICT) == [pytest.approx(9, abs=0.01)]
+def test_the_commands_of_the_guide_with_the_network_imported_from_its_folder(reader: Reader) -> None:
+    block = next(block for block in re.findall(r"```sh\n(.*?)```", GUIDE.read_text(), re.DOTALL) if "archiver" in block)
+    archive, start = re.sub(r"\\\n\s*", "", block.strip()).splitlines()
+    prepare_the_first_chapter(reader, "models.linear")
+    reader.types("mv config/config.properties .")
+    reader.types(archive)
+    reader.starts(start.replace("--foreground ", ""))
+    assert reader.asks(PREDICT) == NO_KEY
+    (with_key,) = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "cli.md").read_text(), re.DOTALL)
+    assert reader.asks(with_key) == [pytest.approx(9, abs=0.01)]
     reader.types("servekit check model-store/simple_linear.mar")
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from servekit.cli import main
 from tests.reader import Reader
-from tests.server import wait_for
+from tests.server import ROOT, wait_for
 
 SETTINGS = """
     inference_address=http://127.0.0.1:8080
@@ -153,3 +154,18 @@ def test_keys_that_cannot_be_written_end_the_start(reader: Reader) -> None:
     reader.types("mkdir key_file.json")
     said = reader.fails("servekit torchserve --start --model-store model_store")
     assert said.startswith(f"servekit cannot start: The keys cannot be written to {reader.folder}/key_file.json: ")
+
+
+def flags_in(text: str) -> set[str]:
+    """Return what stands in `text` that looks like a flag."""
+    return set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", text)) - {"-h", "--help"}
+
+
+@pytest.mark.parametrize("name", ["serve", "torchserve", "torch-model-archiver", "models", "check"])
+def test_every_flag_is_documented(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    section = re.search(rf"## `servekit {name}.*?(?=\n## )", (ROOT / "docs" / "cli.md").read_text(), re.DOTALL)[0]
+    options = capsys.readouterr().out.partition("options:")[2]
+    declared = {flag for line in options.splitlines() if line.startswith("  -") for flag in flags_in(line)}
+    assert declared <= flags_in(section)

@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser(ARCHIVER, help="make a model archive, with the flags of the tool of that name", add_help=False)
 
     models = commands.add_parser("models", help="list what a running server has loaded")
-    models.add_argument("--model-store", type=Path, metavar="DIR", help="the store that it serves; SERVEKIT_MODEL_STORE")
+    models.add_argument("--model-store", type=Path, metavar="DIR", help="the store that it serves; else that of the background")
     models.set_defaults(run=_models)
 
     check = commands.add_parser("check", help="load an archive outside the server and say what is wrong with it")
