@@ -22,6 +22,7 @@ ECHO = """
     import logging
 
     logging.getLogger(__name__).info("The echo is there.")
+    print("It is printed, too.")
 
 
     def handle(data, context):
@@ -97,6 +98,7 @@ def test_a_start_from_another_folder_with_all_that_is_elsewhere(reader: Reader, 
     reader.starts(line, f"{logs}/ts_log.log", **variables)
     assert reader.types(PREDICT).stdout == "hello"
     assert "INFO" in (found := (logs / "ts_log.log").read_text()) and "The echo is there." in found
+    assert "It is printed, too." in found
     assert '"POST /predictions/echo HTTP/1.1" 200' in (logs / "access_log.log").read_text()
     assert "echo" in reader.types("cd / && servekit models").stdout
     reader.types(STOP)

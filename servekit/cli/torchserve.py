@@ -127,8 +127,11 @@ def environ_of(properties: Properties, environ: Mapping[str, str]) -> dict[str, 
     hidden = re.compile(properties.blacklist_env_vars) if properties.blacklist_env_vars else None
     kept = {name: value for name, value in environ.items() if hidden is None or not hidden.fullmatch(name)}
     ours = {f"{PREFIX}TORCHSERVE": properties.to_text(), f"{PREFIX}MODEL_STORE": str(properties.model_store)}
-    largest = {f"{PREFIX}MAX_BODY_BYTES": str(properties.max_request_size)}
-    return largest | kept | ours
+    unless_given = {
+        f"{PREFIX}MAX_BODY_BYTES": str(properties.max_request_size),
+        "PYTHONUNBUFFERED": "1",  # what handlers print is in the log at once
+    }
+    return unless_given | kept | ours
 
 
 def _is_loopback(host: str) -> bool:
