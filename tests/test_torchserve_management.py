@@ -235,7 +235,7 @@ def test_a_model_describes_itself_when_it_is_asked(tmp_path: Path) -> None:
     assert refused == (503, "ServiceUnavailableException", message)
     client.put("/models/noop?synchronous=true")
     own = client.get("/models/noop?customized=true").get_json()[0]["customizedMetadata"]
-    assert own["parameters"] == {}
+    assert own["parameters"] == {"body": [None, ""]}
     assert own["headers"]["describe"] == "True"
     assert "customizedMetadata" not in client.get("/models/noop?customized=false").get_json()[0]
     repository.model.behave = lambda request: answer_with(request, b"some text")
