@@ -56,14 +56,19 @@ class Turns:
 
     def start(self, function: Callable[..., None], *arguments: Any) -> None:
         """Run `function` as a request, until it waits for the first time."""
-        request = self._free.pop() if self._free else RequestGreenlet(self._serve, self._loop)
+        if self._free:
+            request = self._free.pop()
+        else:
+            request = RequestGreenlet(self._serve, self._loop)
+            request.switch()  # to where it takes a request: what came with this switch would live as long as it
         self._resumed = time.monotonic()
         request.switch(function, arguments)
 
-    def _serve(self, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    def _serve(self) -> None:
         """Run one request after the other; each comes with the switch to this greenlet."""
         me = getcurrent()
         while True:
+            function, arguments = self._loop.switch()
             try:
                 function(*arguments)
             except Exception:  # it must not end the loop; what can be answered was answered within `function`
@@ -72,7 +77,6 @@ class Turns:
             if len(self._free) >= MAX_FREE:
                 return
             self._free.append(me)
-            function, arguments = self._loop.switch()
 
     def park(self) -> None:
         """Wait, in a request, until the loop calls `resume` with it."""
