@@ -46,7 +46,7 @@ class Poller:
     def look(self) -> None:
         """Serve the newest version of each model, if it is newer than the one that is served and can be loaded."""
         desired = self._repository.desired()
-        for name, versions in scan(self._store).items():
+        for name, versions in scan(self._store, warns=False).items():  # the start has warned
             newest = versions[-1]
             served = desired.find(name)
             if served is None or served.format == "servekit" and newest > int(served.version):

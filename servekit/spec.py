@@ -94,7 +94,7 @@ class ModelSpec:
         return dataclasses.asdict(self)
 
 
-def scan(store: Path) -> dict[str, list[int]]:
+def scan(store: Path, warns: bool = True) -> dict[str, list[int]]:
     """Return the versions that `store` holds, by model name, in order; what is no model is passed over.
 
     A folder whose name begins with a dot is a version that is still being written.
@@ -106,7 +106,7 @@ def scan(store: Path) -> dict[str, list[int]]:
             continue
         if _NAME.fullmatch(name) and _VERSION.fullmatch(version):
             versions.setdefault(name, []).append(int(version))
-        else:
+        elif warns:
             log.warning("Passed over %s: a version folder is <name>/<number>, such as mnist/1.", folder)
     return {name: sorted(found) for name, found in versions.items()}
 
