@@ -37,6 +37,7 @@ LOAD_SECONDS = 120.0  # for all workers to load what one has loaded
 UNDO_SECONDS = 10.0  # for those that could load it to drop it again
 
 Key = tuple[str, str]  # name and version
+Step = Callable[[Desired], Desired]  # from what is desired to what is to be
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +131,8 @@ class Repository:
 
     def require_ready(self) -> None:
         """Raise NotReady, with the reason, if no prediction can be made, or not yet every one that should be."""
-        missing = [entry for entry in self.desired().entries() if entry.workers and entry.key not in self._models]
+        # As far as it has followed: while new ones are loaded, the others are served.
+        missing = [entry for entry in self._shown.entries() if entry.workers and entry.key not in self._models]
         if missing:
             raise NotReady(f"{len(missing)} of the models are not loaded.")
         if not self._models:
@@ -257,23 +259,32 @@ class Repository:
             except Exception:  # it must go on following
                 log.exception("The desired state could not be applied")
 
-    def _change(self, step: Callable[[Desired], Desired], undo: Callable[[Desired], Desired] | None = None) -> None:
+    def _change(self, step: Step, undo: Step | None = None) -> None:
         """Let `step` make the next state: try it here, write it, and wait for the others, who are named if they fail."""
 
         def work() -> None:
-            with self._state.change() as desired:
-                new = step(desired)
-                generation = self._publish(new)
-                self._apply()
-                failed = self._failures(generation, desired, new)
-                if failed and undo is not None:
-                    undone = self._state.write(undo(self._state.read()))
-                    self._apply()
-                    self._state.wait(undone, UNDO_SECONDS)
+            try:
+                failed = self._change_all(step, undo)
+            except OSError as error:
+                log.error("The desired state could not be written: %s", error.strerror)
+                raise WorkersFailed("The change could not be written down.") from error
             if failed:
                 raise WorkersFailed(failed)
 
         beside(work)
+
+    def _change_all(self, step: Step, undo: Step | None) -> str:
+        """Do what `_change` says; return a sentence about those that failed, or ""."""
+        with self._state.change() as desired:
+            new = step(desired)
+            generation = self._publish(new)
+            self._apply()
+            failed = self._failures(generation, desired, new)
+            if failed and undo is not None:
+                undone = self._state.write(undo(self._state.read()))
+                self._apply()
+                self._state.wait(undone, UNDO_SECONDS)
+        return failed
 
     def _publish(self, desired: Desired) -> int:
         """Load here what is new in `desired`, then write it; raise ModelLoadError, and change nothing, if that fails."""
@@ -284,17 +295,10 @@ class Repository:
                     if entry.workers and not self._holds(entry):
                         self._models = {**self._models, entry.key: self._load(entry)}
                         self._entries = {**self._entries, entry.key: entry}
-                return self._write(desired)
+                return self._state.write(desired)
             except BaseException:
                 self._entries, self._models = before
                 raise
-
-    def _write(self, desired: Desired) -> int:
-        try:
-            return self._state.write(desired)
-        except OSError as error:
-            log.error("The desired state could not be written: %s", error.strerror)
-            raise WorkersFailed("The change could not be written down; nothing has changed.") from error
 
     def _failures(self, generation: int, old: Desired, new: Desired) -> str:
         """Wait for all workers; return a sentence about those that could not follow, or ""."""
@@ -380,7 +384,7 @@ class Repository:
         threads = max(1, usable_cores() // desired.workers)
         for model in models.values():
             model.use_threads(threads)
-        self._models = models
+        self._models, self._shown = models, desired
         self._defaults = {
             name: models[name, version] for name, version in desired.defaults.items() if (name, version) in models
         }
