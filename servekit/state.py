@@ -119,12 +119,14 @@ class State:
     def write(self, desired: Desired, wakes: bool = True) -> int:
         """Make `desired` what should be served, and return its generation; whoever calls this holds the lock."""
         generation = max(self._generation[0], desired.generation) + 1
+        desired = dataclasses.replace(desired, generation=generation)
         path, new = self.folder / _DESIRED, self.folder / f"{_DESIRED}.{os.getpid()}"
         with new.open("w", encoding="utf-8") as file:
-            file.write(dataclasses.replace(desired, generation=generation).to_json())
+            file.write(desired.to_json())
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)
+        self._known = desired
         self._generation[0] = generation
         if self._workers[0] != desired.workers:
             self._workers[0] = desired.workers
@@ -221,7 +223,11 @@ class State:
         for slot in range(self._slots):
             if abs(self._pids[slot]) == pid:
                 self._pids[slot] = _FREE
-        desired = read_desired(self.folder)
+        try:
+            desired = read_desired(self.folder)
+        except OSError as error:  # somebody has removed the folder; the master is not to end of it
+            log.error("What is to be served cannot be read: %s", error.strerror)
+            return
         if desired.generation > self._generation[0]:  # it ended between the file and the shared memory
             self._generation[0], self._workers[0] = desired.generation, desired.workers
             self.wake()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -10,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from servekit.desired import Desired, Entry
+from servekit.errors import Overloaded
 from servekit.state import Report, State, is_served, read_desired, read_reports
 
 SOON = 10.0
 
 
 def entry(name: str = "linear", version: str = "1", **changes: object) -> Entry:
-    return Entry(name, version, "servekit", f"{name}/{version}", f"/store/{name}/{version}", **changes)
+    return Entry(name, version, "servekit", f"{name}/{version}", **{"folder": f"/store/{name}/{version}", **changes})
 
 
 def test_the_first_version_is_the_default_until_another_is_named() -> None:
@@ -184,3 +186,95 @@ def test_people_can_read_what_runs(tmp_path: Path) -> None:
     state.note(1, Report(os.getpid(), 5.0, (("linear", "1"),)))
     assert list(read_desired(state.folder).models) == ["linear"]
     assert [report.pid for report in read_reports(state.folder)] == [os.getpid()]
+
+
+def test_a_process_that_a_worker_forks_keeps_no_lock(tmp_path: Path) -> None:
+    state = State.create(tmp_path, 1)
+    with state.change():
+        if not (child := os.fork()):
+            signal.pause()
+    try:
+        with state.change(patience=0.0):
+            pass
+        assert state.claim("poll")
+        if not (second := os.fork()):
+            signal.pause()
+        os.kill(second, signal.SIGKILL)
+        os.waitpid(second, 0)
+        assert state.claim("poll")
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_who_waits_too_long_for_a_change_is_told(tmp_path: Path) -> None:
+    state = State.create(tmp_path, 1)
+    with state.change(), pytest.raises(Overloaded, match="still under way"), state.change(patience=0.05):
+        pass
+
+
+def test_nobody_waits_for_a_worker_that_has_left_and_another_takes_another_slot(tmp_path: Path) -> None:
+    state = State.create(tmp_path, 2)
+    if not (child := os.fork()):
+        state.join()
+        state.leave()
+        assert not state.sleep(None)
+        (tmp_path / "left").touch()
+        signal.pause()
+    while not (tmp_path / "left").exists():
+        time.sleep(0.01)
+    assert state.leaving() == {child}
+    state.join()
+    generation = state.write(Desired.of([entry()]))
+    state.note(generation, Report(os.getpid(), 1.0))
+    assert state.wait(generation, SOON) == 0
+    with pytest.raises(RuntimeError, match="more workers than slots"):
+        state.join()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    state.forget(child)
+    assert state.leaving() == set()
+    state.join()
+
+
+def test_a_follower_ends_when_its_worker_leaves_and_takes_no_wake_up_of_another(tmp_path: Path) -> None:
+    state = State.create(tmp_path, 1)
+    state.join()
+    state.sleep(0.0)  # what rang before
+    woken: list[bool] = []
+    follower = threading.Thread(target=lambda: woken.append(state.sleep(SOON)))
+    follower.start()
+    state.leave()
+    state.wake()
+    follower.join()
+    assert woken == [False]
+    state.forget(os.getpid())
+    state.join()
+    assert state.sleep(0.0)
+
+
+def test_a_master_tells_of_workers_beyond_what_is_desired(tmp_path: Path) -> None:
+    state = State.create(tmp_path, 3)
+    state.join()
+    generation = state.write(Desired.of([entry()]))
+    state.note(generation, Report(os.getpid(), 1.0))
+    state.note_extra(1)
+    assert state.wait(generation, 0.05) == 1
+    state.note_extra(0)
+    assert state.wait(generation, 0.05) == 0
+
+
+def test_what_a_worker_had_unpacked_and_not_registered_goes_with_it(tmp_path: Path) -> None:
+    state = State.create(tmp_path, 1)
+    served, left_over = state.archive_folder(), state.archive_folder()
+    state.write(Desired.of([entry(folder=str(served))]))
+    state.forget(os.getpid())
+    assert served.parent.exists() and not left_over.parent.exists()
+
+
+def test_the_server_outlives_the_folder_of_its_state(tmp_path: Path) -> None:
+    state = State.create(tmp_path, 1)
+    state.write(Desired.of([entry()]))
+    shutil.rmtree(state.folder)
+    state.forget(os.getpid())
+    assert list(state.read().models) == ["linear"]
