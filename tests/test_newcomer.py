@@ -124,7 +124,8 @@ def test_a_server_in_the_foreground_ends_with_ctrl_c_and_takes_its_keys_along(re
             line, shell=True, cwd=reader.folder, env=reader.variables, stdout=screen, stderr=screen, start_new_session=True
         )
     try:
-        assert wait_for(lambda: "is ready" in (reader.folder / "screen").read_text(), process)
+        live = "curl -sf http://localhost:8080/health/live"  # without a key
+        assert wait_for(lambda: reader.tries(live).returncode == 0, process), (reader.folder / "screen").read_text()
         assert (reader.folder / "key_file.json").stat().st_mode & 0o777 == 0o600
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=40) == 0
