@@ -349,7 +349,7 @@ def test_torchserve_in_the_background_is_announced_found_and_stopped(tmp_path: P
     pid = int((tmp_path / "pid").read_text())
     try:
         assert ended.stdout == f"The server runs as process {pid}; its log is the logs/ts_log.log.\n"
-        assert '"GET /ping HTTP/1.1"' in (tmp_path / "the logs" / "access_log.log").read_text()
+        assert wait_for(lambda: '"GET /ping HTTP/1.1"' in (tmp_path / "the logs" / "access_log.log").read_text())
         ended = command(tmp_path, *start)
         assert ended.returncode == 1 and f"A server runs already as process {pid}; stop it with" in ended.stderr
         ended = command(tmp_path, *start[:-1], "other-pid")

@@ -99,7 +99,8 @@ def test_a_start_from_another_folder_with_all_that_is_elsewhere(reader: Reader, 
     assert reader.types(PREDICT).stdout == "hello"
     assert "INFO" in (found := (logs / "ts_log.log").read_text()) and "The echo is there." in found
     assert "It is printed, too." in found
-    assert '"POST /predictions/echo HTTP/1.1" 200' in (logs / "access_log.log").read_text()
+    # the line is written when the answer has been sent
+    assert wait_for(lambda: '"POST /predictions/echo HTTP/1.1" 200' in (logs / "access_log.log").read_text())
     assert "echo" in reader.types("cd / && servekit models").stdout
     reader.types(STOP)
 
