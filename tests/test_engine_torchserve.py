@@ -248,6 +248,32 @@ def test_a_handler_that_ends_the_process_fails_its_batch_only(tmp_path: Path) ->
         start(write(tmp_path / "load", handler="raise SystemExit('gone')"))
 
 
+ENDS = "KeyboardInterrupt", "GeneratorExit", "asyncio.CancelledError", "type('E', (BaseException,), {})"
+
+
+@pytest.mark.parametrize("error", ENDS)
+def test_no_error_of_a_handler_is_taken_for_the_end_of_the_worker(tmp_path: Path, error: str) -> None:
+    text = f"import asyncio\ndef handle(data, context):\n    if data is not None: raise {error}()"
+    told: list[str] = []
+    engine = start(write(tmp_path / "predict", handler=text), on_failure=told.append)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C means nothing to a worker of Gunicorn, either
+    try:
+        with pytest.raises(HandlerFailed, match="^Worker died.$"):
+            ask(engine, request())
+        with pytest.raises(ModelLoadError, match=r"\(handler.py:2\)"):
+            start(write(tmp_path / "load", handler=f"import asyncio\nraise {error}()"))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "line 3, in handle" in told[0]
+
+
+def test_ctrl_c_is_not_a_failure_of_the_handler(tmp_path: Path) -> None:
+    text = "import signal\ndef handle(data, context):\n    if data is not None: signal.raise_signal(signal.SIGINT)"
+    engine = start(write(tmp_path, handler=text))
+    with pytest.raises(KeyboardInterrupt):
+        ask(engine, request())
+
+
 def test_a_signal_ends_the_process_while_a_handler_runs(tmp_path: Path) -> None:
     def leave(number: int, frame: Any) -> None:
         raise SystemExit(0)  # as Gunicorn's handler of SIGABRT does

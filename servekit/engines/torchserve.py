@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import logging
+import signal
 import sys
 import threading
 import time
@@ -75,7 +76,7 @@ class TorchServeEngine:
         try:
             with self._running():
                 self._entry = _load(self._modules, options, self._context)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # noqa: B036 - what is not the archive's own goes on in the next line
             _let_the_process_end(error, self._folder)
             self._modules.forget()
             name = options.get("model_name") or folder.name
@@ -100,7 +101,7 @@ class TorchServeEngine:
         try:
             with self._running():
                 results = self._entry.handle(data, self._context)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # noqa: B036 - what is not the archive's own goes on in the next line
             _let_the_process_end(error, self._folder)
             self._on_failure(traceback_of(error, self._folder))
             raise _failure(error) from error
@@ -197,8 +198,15 @@ def _device_of(entry: Entry) -> str:
 
 
 def _let_the_process_end(error: BaseException, folder: Path) -> None:
-    """Raise a SystemExit on that is not the archive's: Gunicorn's signal handlers raise it in the main thread."""
-    if isinstance(error, SystemExit) and threading.current_thread() is threading.main_thread():
+    """Raise on what a signal has raised in the main thread: Gunicorn's handlers SystemExit, ctrl-C KeyboardInterrupt.
+
+    The archive's own end nothing: one that left a worker by Gunicorn's loop would take the master's files with it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        raise error  # in a worker of Gunicorn ctrl-C does something else
+    if isinstance(error, SystemExit):
         file = traceback.extract_tb(error.__traceback__)[-1].filename
         if not Path(file).is_relative_to(folder) and "_sitebuiltins" not in file:  # where exit() is
             raise error
@@ -206,7 +214,7 @@ def _let_the_process_end(error: BaseException, folder: Path) -> None:
 
 def _failure(error: BaseException) -> HandlerFailed:
     """Return what the clients are told of an error that the handler raised."""
-    if isinstance(error, SystemExit):
+    if not isinstance(error, Exception):  # it would have ended a process of its own
         return HandlerFailed(DIED, 500)
     if isinstance(error, MemoryError) or any(word in str(error) for word in _MEMORY_WORDS):
         return HandlerFailed(NO_MEMORY, 507)
