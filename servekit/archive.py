@@ -86,7 +86,7 @@ def read_manifest(folder: Path) -> Manifest:
             module = handler.partition(":")[0]
             _inside(folder, module)
             _inside(folder, f"{module}.py")
-        return Manifest(
+        manifest = Manifest(
             model_name=_name(model, "modelName"),
             model_version=_name(model, "modelVersion") or "1.0",
             handler=handler,
@@ -97,6 +97,8 @@ def read_manifest(folder: Path) -> Manifest:
             runtime=_member(content, "runtime") or "python",
             content=content,
         )
+        _require_writable(content)
+        return manifest
 
 
 def read_model_config(folder: Path, manifest: Manifest) -> dict[str, Any]:
@@ -120,6 +122,7 @@ def read_model_config(folder: Path, manifest: Manifest) -> dict[str, Any]:
             raise ValueError(" ".join(str(error).split())) from error
         if not isinstance(values, dict | None) or not all(isinstance(key, str) for key in values or {}):
             raise ValueError("it must map names to values")
+        _require_writable(values)
         return values or {}
 
 
@@ -192,6 +195,14 @@ def _count_nodes(root: Any) -> None:
             raise ValueError(f"it holds more than {MAX_CONFIG_NODES} values")
         for child in node.value if node is not None and not isinstance(node.value, str) else ():
             waiting.extend(child if isinstance(child, tuple) else (child,))
+
+
+def _require_writable(values: Any) -> None:
+    """Raise ValueError for what can be read but not written down again: half a character, a number without end."""
+    try:
+        json.dumps(values, default=str, ensure_ascii=False).encode()
+    except (TypeError, ValueError):
+        raise ValueError("it holds a name, a text or a number that cannot be written as JSON") from None
 
 
 def _requirements(text: str) -> list[str]:

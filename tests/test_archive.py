@@ -460,6 +460,8 @@ def test_what_a_manifest_leaves_out_has_defaults(tmp_path: Path, content: Any) -
         ({"model": {"modelFile": "C:\\x"}}, "leads out"),
         ({"model": {"requirementsFile": "link/requirements.txt"}}, "leads out"),
         ({"model": {"configFile": "\ud800"}}, "unprintable"),
+        ({"model": {"handler": "x.py:\ud800"}}, "cannot be written as JSON"),
+        ({"model": {}, "createdBy": "\ud800"}, "cannot be written as JSON"),
         ("x" * 70_000, "larger than 65536 bytes"),
     ],
 )
@@ -520,6 +522,10 @@ LAUGHS = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
         ("a: " + "x" * 70_000, "larger than"),
         ("a: " + "9" * 5000, "integer string"),
         ("a: 2024-99-99", "month"),
+        ("a: 0x" + "f" * 20_000, "cannot be written as JSON"),
+        ("a: " + ":".join(["59"] * 5000), "cannot be written as JSON"),
+        ('a: "\\ud800"', "cannot be written as JSON"),
+        ("a: {2024-01-01: x}", "cannot be written as JSON"),
     ],
 )
 def test_a_configuration_that_is_an_attack_or_a_mistake_is_refused(tmp_path: Path, text: str, reason: str) -> None:
