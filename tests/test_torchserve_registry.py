@@ -1,6 +1,7 @@
 """What is registered: where archives are found, what is refused before it is looked for, which value wins."""
 
 import json
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -131,6 +132,22 @@ def test_what_lies_outside_the_store_is_not_found(tmp_path: Path, url: str) -> N
     assert not (tmp_path / "unpacked").exists() and not repository.dropped
 
 
+def test_pipes_and_the_servers_own_files_are_not_found(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    os.mkfifo(store / "pipe.mar")
+    (store / ".servekit" / "archives" / "1" / "model").mkdir(parents=True)
+    (store / "alias").symlink_to(".servekit")
+    for url in ("pipe.mar", ".servekit", ".servekit/archives/1/model", "alias/archives", f"file://{store}/pipe.mar"):
+        refused = refusal_of(loader_for(tmp_path)[0], url, model_name="x", handler="image_classifier")
+        assert refused == ("ModelNotFoundException", f"Model not found at: {url}")
+
+
+@pytest.mark.parametrize("parameter", ["url", "handler"])
+def test_half_a_character_is_refused(tmp_path: Path, parameter: str) -> None:
+    refused = refusal_of(loader_for(tmp_path)[0], **{"url": "noop.mar", parameter: "a\ud800.mar"})
+    assert refused == ("BadRequestException", f"Parameter {parameter} is not valid Unicode.")
+
+
 def test_files_that_the_operator_names_may_lie_elsewhere(tmp_path: Path) -> None:
     make_store(tmp_path)
     url = f"file://{tmp_path}/outside.mar"
@@ -212,6 +229,15 @@ def test_an_archive_is_downloaded_and_nothing_stays_in_the_store(tmp_path: Path)
     assert asked == ["/a/far.mar?x=1"]
     assert [path.name for path in Path(entry.folder).parent.iterdir()] == ["model"]
     assert not (store / "far.mar").exists()
+
+
+@pytest.mark.parametrize("path", ["/", "/a/model", "/download"])
+def test_what_is_downloaded_may_have_any_name(tmp_path: Path, path: str) -> None:
+    content = make_archive(tmp_path / "far.mar", "far").read_bytes()
+    with web_server({path: (200, {}, content)}) as (address, _):
+        entry = loader_for(tmp_path)[0].load(Registration(address + path))
+    assert entry.name == "far"
+    assert [child.name for child in Path(entry.folder).parent.iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize("allowed", ["", "https://.*", "http://localhost.*", "http://127x0.*"])

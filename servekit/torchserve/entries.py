@@ -6,6 +6,7 @@ The master imports this for the models that are loaded at start, so nothing here
 import json
 import logging
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,12 @@ class Loader:
         folder = self._new_folder()
         try:
             if source is None:
-                source = folder.parent / base_name(wanted.url)
+                source = folder.parent / "download" / base_name(wanted.url)  # whose last part may be the folder's own
+                source.parent.mkdir(mode=0o700)
                 self._sources.download(wanted.url, source)
             archive.unpack(source, folder)
-            if source.parent == folder.parent:
-                source.unlink()  # downloaded, and no longer needed
+            if source.parent.parent == folder.parent:
+                shutil.rmtree(source.parent)  # downloaded, and no longer needed
             return self._entry(wanted, folder, at_startup)
         except BaseException as error:
             self._drop_folder(folder)

@@ -41,6 +41,9 @@ class Registration:
         runtime = _text(values, "runtime")
         if runtime is not None and runtime not in RUNTIMES:
             raise Refusal("BadRequestException", f"Invalid RuntimeType value: {runtime}")
+        for name in ("url", "handler"):
+            if re.search("[\ud800-\udfff]", str(values.get(name))):  # JSON can write half a character, UTF-8 cannot
+                raise Refusal("BadRequestException", f"Parameter {name} is not valid Unicode.")
         numbers = ("batch_size", "max_batch_delay", "initial_workers", "response_timeout", "startup_timeout")
         return cls(
             url=str(values["url"]),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
+from servekit.spec import STATE_FOLDER
 from servekit.torchserve.properties import Properties
 from servekit.torchserve.refusals import Refusal
 
@@ -68,7 +69,7 @@ class Sources:
             if parts.netloc not in ("", "localhost"):
                 raise not_found(url)
         path = Path(unquote(parts.path) if file_url else url)
-        if (from_operator or file_url and self._is_named(path)) and path.exists():
+        if (from_operator or file_url and self._is_named(path)) and (path.is_file() or path.is_dir()):
             return path.resolve()
         for found in self._in_store(path):
             return found
@@ -108,7 +109,9 @@ class Sources:
             store = self._store.resolve()
             for candidate in (store / path, store / path.name):
                 real = candidate.resolve()
-                if real.exists() and real != store and real.is_relative_to(store):
+                if not real.is_relative_to(store) or real == store or real.is_relative_to(store / STATE_FOLDER):
+                    continue  # what lies in the server's own folder goes when the model does that it belongs to
+                if real.is_file() or real.is_dir():  # whoever opens a pipe waits for ever
                     found.append(real)
         except (OSError, RuntimeError):  # a name that is too long, links in a circle
             return []
