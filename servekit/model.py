@@ -4,9 +4,10 @@ import dataclasses
 import importlib.util
 import os
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,6 @@ _REQUESTS = ModelSpec(
     outputs=(TensorSpec("response", "bytes", (-1,)),),
     files={},
 )
-LOAD_TIME = "WorkerLoadTime"  # what TorchServe calls the milliseconds that an archive's handler takes to load
 _WARM_UP_PASSES = 3  # the first pays for first-time work; the fastest of the others is the model's speed
 
 
@@ -174,11 +174,13 @@ def _load_archive(
     gpus, most = visible_gpus(os.environ), entry.options.get("number_of_gpu")
     if gpus := gpus if most is None else min(gpus, most):
         options["gpu_id"] = os.getpid() % gpus  # the workers share them out
-    started = time.monotonic()
-    with ThreadPoolExecutor(1) as thread:  # of whose own the working directory can be, unlike the main thread's
-        engine = thread.submit(TorchServeEngine, folder, options, note_failure, report_metric).result()
-    worker = {"WorkerName": f"W-9000-{entry.name}_{entry.version}"}
-    report_metric(LOAD_TIME, "gauge", (time.monotonic() - started) * 1000, "ms", worker)
+    seconds = options["startup_timeout"]
+    try:
+        engine = _within(seconds, lambda: TorchServeEngine(folder, options, note_failure, report_metric))
+    except TimeoutError:
+        raise ModelLoadError(
+            f"The model {entry.name} was not loaded within {seconds} seconds; raise its startup timeout."
+        ) from None
     spec = dataclasses.replace(_REQUESTS, max_batch_rows=options["batch_size"])
     return Model(
         entry.name,
@@ -191,6 +193,23 @@ def _load_archive(
         max_delay=options["max_batch_delay"] / 1000,
         max_seconds=options["response_timeout"],
     )
+
+
+def _within(seconds: float, load: Callable[[], Engine]) -> Engine:
+    """Call `load` in a thread of its own, whose the working directory can be, unlike the main thread's.
+
+    Raises what it raises, or TimeoutError after `seconds`; what a thread does cannot be stopped, so it is left behind.
+    """
+    loaded: Future[Engine] = Future()
+
+    def run() -> None:
+        try:
+            loaded.set_result(load())
+        except BaseException as error:  # noqa: B036 - raised again where it is waited for
+            loaded.set_exception(error)
+
+    threading.Thread(target=run, name="servekit-load", daemon=True).start()
+    return loaded.result(seconds)
 
 
 def load_model(name: str, version: str, folder: Path, settings: Settings, backlog: Backlog) -> Model:

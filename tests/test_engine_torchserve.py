@@ -362,8 +362,9 @@ def test_metrics_go_to_the_sink(tmp_path: Path) -> None:
     seen: list[tuple[Any, ...]] = []
     ask(start(write(tmp_path, handler=handler), sink=lambda *value: seen.append(value)), request(), request())
     dimensions = {"ModelName": "m", "Level": "Model"}
-    assert seen[:2] == [("Seen", "counter", value, "Count", dimensions) for value in (0, 2)]
-    name, kind, value, *rest = seen[2]
+    first, load, second, (name, kind, value, *rest) = seen
+    assert [first, second] == [("Seen", "counter", value, "Count", dimensions) for value in (0, 2)]
+    assert (*load[:2], *load[3:]) == ("WorkerLoadTime", "gauge", "Milliseconds", {"WorkerName": "W-9000-m_1.0"})
     assert (name, kind, rest) == ("PredictionTime", "gauge", ["Milliseconds", dimensions]) and 0 <= value < 1000
 
 

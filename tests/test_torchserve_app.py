@@ -12,10 +12,15 @@ from tests.fakes_torchserve import error_of
 
 INFERENCE, MANAGEMENT, METRICS = (f"http://127.0.0.1:{port}" for port in (8080, 8081, 8082))
 HANDLER = """
+import time
+
 class Doubler:
     def initialize(self, context):
-        if context.manifest["model"]["modelName"] == "broken":
+        name = context.manifest["model"]["modelName"]
+        if name == "broken":
             raise ValueError("it is broken")
+        if name == "endless":
+            time.sleep(3600)
 
     def handle(self, data, context):
         if context.get_request_header(0, "describe") == "True":
@@ -26,9 +31,9 @@ class Doubler:
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> FlaskClient:
-    """A client of the application; its model store holds `doubler` and `broken`, and each test leaves none registered."""
+    """A client of the application; its model store holds three archives, and each test leaves none registered."""
     store = tmp_path_factory.mktemp("store")
-    for name in ("doubler", "broken"):
+    for name in ("doubler", "broken", "endless"):
         folder = store / name
         (folder / "MAR-INF").mkdir(parents=True)
         (folder / f"{name}_handler.py").write_text(HANDLER)
@@ -75,6 +80,13 @@ def test_a_model_that_cannot_be_loaded_changes_nothing(client: FlaskClient) -> N
     assert error_of(response)[::2] == (500, "Failed to start workers for model broken version: null")
     assert client.get("/models/broken", MANAGEMENT).get_json()[0]["minWorkers"] == 0
     client.delete("/models/broken", MANAGEMENT)
+
+
+def test_a_model_that_does_not_load_in_time_holds_up_no_other(client: FlaskClient) -> None:
+    response = client.post("/models?url=endless&initial_workers=1&startup_timeout=1", MANAGEMENT)
+    assert error_of(response)[::2] == (500, "Failed to start workers for model endless version: 1.0")
+    assert client.post("/models?url=doubler&initial_workers=1", MANAGEMENT).status_code == 200
+    client.delete("/models/doubler", MANAGEMENT)
 
 
 def test_each_address_answers_its_own_routes_only(client: FlaskClient) -> None:

@@ -78,7 +78,7 @@ def test_a_handler_of_the_books_first_chapter(tmp_path: Path) -> None:
     model = {"modelFile": "linear.py", "serializedFile": "model.pth"}
     engine = start(tmp_path, "model_handler.py", model, sink=lambda name, *_: seen.append(name))
     assert predict(engine, b"5.0", "text/plain") == [9.0]
-    assert engine.device == "cpu" and seen == ["HandlerTime", "PredictionTime"]
+    assert engine.device == "cpu" and seen == ["WorkerLoadTime", "HandlerTime", "PredictionTime"]
 
 
 def test_a_state_dict_in_the_network_of_the_model_file(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_describe_explain_and_profile_by_header_and_configuration(tmp_path: Path
     engine = start(tmp_path, model=EAGER, model_config=config, sink=lambda name, *_: seen.append(name))
     assert predict(engine, b"[5.0]") == [9.0]
     steps = [f"ts_handler_{step}" for step in ("preprocess", "inference", "postprocess")]
-    assert seen == [*steps, "HandlerTime", "PredictionTime"]
+    assert seen == ["WorkerLoadTime", *steps, "HandlerTime", "PredictionTime"]
     (answer,) = ask(engine, request(headers={"describe": "True"}))
     assert json.loads(answer.body) == {"classes": 2}
     (answer,) = ask(engine, request(b"[5.0]", "application/json", headers={"explain": "True"}))

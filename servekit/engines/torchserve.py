@@ -38,6 +38,7 @@ WRONG_LENGTH = "number of batch response mismatched"
 UNWRITABLE = "Unsupported model output data type."
 NO_MEMORY = "Out of resources"
 DIED = "Worker died."
+LOAD_TIME = "WorkerLoadTime"  # the metric of the milliseconds that a handler takes to load
 # words of torch's CPU allocator, which has no exception of its own
 _MEMORY_WORDS = ("CUDA", "can't allocate memory")
 
@@ -63,6 +64,7 @@ class TorchServeEngine:
         all may be missing. `on_failure` is given the traceback of each batch that fails, `sink` the handler's metrics.
         Raise ModelLoadError with the error and the line of the archive that it comes from.
         """
+        started = time.monotonic()
         self._folder = folder.resolve()
         self._on_failure, self._sink = on_failure, sink
         self._decode = bool(options.get("decode_input", True))
@@ -82,6 +84,8 @@ class TorchServeEngine:
             name = options.get("model_name") or folder.name
             raise ModelLoadError(f"The model {name} cannot be loaded: {describe(error, self._folder)}.") from error
         self.device = _device_of(self._entry)
+        worker = f"W-9000-{self._context.model_name}_{options.get('model_version') or '1.0'}"  # as TorchServe names it
+        sink(LOAD_TIME, "gauge", (time.monotonic() - started) * 1000, "Milliseconds", {"WorkerName": worker})
 
     def __call__(self, tensors: Tensors) -> Tensors:
         """Return {"response": HandlerResponses (N,)} for {"request": HandlerRequests (N,)}.

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Protocol
 
 from servekit import metrics
+from servekit.engines.torchserve import LOAD_TIME
 from servekit.errors import SettingError
 from servekit.metrics import PAGE_LIMIT, Family, Update
-from servekit.model import LOAD_TIME
 from servekit.torchserve.catalogue import (
     KINDS,
     LABEL_NAME,
@@ -162,7 +162,7 @@ def observe_model_metric(name: str, kind: str, value: float | str, unit: str, di
 
 def set_load_time(worker: str, milliseconds: float) -> None:
     """Note how long a worker took to load its model; TorchServe calls workers W-9000-<model>_<version>."""
-    _server("WorkerLoadTime", worker, _LEVEL, _hostname())(milliseconds)
+    _server(LOAD_TIME, worker, _LEVEL, _hostname())(milliseconds)
 
 
 def render(names: Collection[str], options: Options) -> tuple[str, str]:
