@@ -236,6 +236,18 @@ def test_the_traceback_begins_at_the_handlers_own_line(tmp_path: Path) -> None:
     assert lines[-1] == "ZeroDivisionError: division by zero" and "return 1 / 0" in told[0]
 
 
+def test_what_is_told_of_a_failure_is_in_the_log_and_not_longer_than_people_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+    text = "def handle(data, context):\n    if data is not None: raise ValueError(data[0]['body'].decode() + ' is no number')"
+    engine = start(write(tmp_path, handler=text), on_failure=told.append)
+    with pytest.raises(HandlerFailed):
+        ask(engine, request(b"x" * 10**6))
+    assert "handler.py" in told[0] and told[0].endswith("xxx is no number\n") and len(told[0]) < 21_000
+    assert caplog.messages == [f"The handler of m failed: {told[0]}"]
+
+
 def test_a_handler_that_ends_the_process_fails_its_batch_only(tmp_path: Path) -> None:
     for call in ("sys.exit(3)", "exit()"):
         text = f"import sys\ndef handle(data, context):\n    if data is not None: {call}"

@@ -39,6 +39,7 @@ UNWRITABLE = "Unsupported model output data type."
 NO_MEMORY = "Out of resources"
 DIED = "Worker died."
 LOAD_TIME = "WorkerLoadTime"  # the metric of the milliseconds that a handler takes to load
+MAX_TOLD = 20_000  # characters of what is told about a failure
 # words of torch's CPU allocator, which has no exception of its own
 _MEMORY_WORDS = ("CUDA", "can't allocate memory")
 
@@ -107,7 +108,7 @@ class TorchServeEngine:
                 results = self._entry.handle(data, self._context)
         except BaseException as error:  # noqa: B036 - what is not the archive's own goes on in the next line
             _let_the_process_end(error, self._folder)
-            self._on_failure(traceback_of(error, self._folder))
+            self._tell(traceback_of(error, self._folder))
             raise _failure(error) from error
         self._check(results, len(requests))
         self._context.metrics.add_time("PredictionTime", round((time.perf_counter() - started) * 1000, 2))
@@ -147,20 +148,27 @@ class TorchServeEngine:
 
     def _check(self, results: Any, expected: int) -> None:
         if not isinstance(results, list):
-            self._on_failure(f"The handler must return a list, but it returned {type(results).__name__}.")
+            self._tell(f"The handler must return a list, but it returned {type(results).__name__}.")
             raise HandlerFailed(NO_LIST, 503)
         if len(results) != expected:
-            self._on_failure(f"The handler returned {len(results)} answers to a batch of {expected} requests.")
+            self._tell(f"The handler returned {len(results)} answers to a batch of {expected} requests.")
             raise HandlerFailed(WRONG_LENGTH, 503)
+
+    def _tell(self, text: str) -> None:
+        """Say in the log, and to the server, what went wrong; an error's message may hold a whole request."""
+        if len(text) > MAX_TOLD:
+            text = f"{text[:MAX_TOLD // 2]}\n...\n{text[-MAX_TOLD // 2:]}"
+        log.error("The handler of %s failed: %s", self._context.model_name, text)
+        self._on_failure(text)
 
     def _response(self, item: Any, index: int) -> HandlerResponse:
         try:
             return response_of(item, self._context, index)
         except TypeError as error:
-            self._on_failure(f"The handler's answer number {index} cannot be written: {error}.")
+            self._tell(f"The handler's answer number {index} cannot be written: {error}.")
             raise HandlerFailed(UNWRITABLE, 503) from error
         except Exception as error:  # what the handler has set in the context
-            self._on_failure(f"The handler's answer number {index} cannot be sent: {error}.")
+            self._tell(f"The handler's answer number {index} cannot be sent: {error}.")
             raise HandlerFailed(FAILED, 503) from error
 
 
