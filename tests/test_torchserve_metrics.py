@@ -1,12 +1,11 @@
-import dataclasses
 import logging
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -15,27 +14,17 @@ from flask import Flask
 from prometheus_client.parser import text_string_to_metric_families
 
 from servekit.blueprints import torchserve_metrics
-from servekit.errors import SettingError
 from servekit.torchserve import exposition
 from servekit.torchserve.catalogue import STANDARD
+from servekit.torchserve.properties import Properties
 from tests.exposition import REQUESTS, samples
 from tests.server import ROOT
 
 KINDS = ("Requests2XX", "Requests4XX", "Requests5XX")
 
 
-@dataclass(frozen=True)
-class Options:
-    metrics_mode: str | None = None
-    metrics_config: str | None = None
-    model_metrics_auto_detect: bool = False
-    disable_system_metrics: bool = True
-
-
-@dataclass(frozen=True)
-class Extension:
-    properties: Options
-    headers: tuple[()] = ()
+def properties(metrics_mode: str = "prometheus", disable_system_metrics: bool = True, **others: Any) -> Properties:
+    return Properties(metrics_mode=metrics_mode, disable_system_metrics=disable_system_metrics, **others)
 
 
 Page = Callable[..., str]
@@ -43,25 +32,24 @@ Page = Callable[..., str]
 
 @pytest.fixture
 def page() -> Any:
-    """What gives the page under some options and a query, as a client sees it."""
+    """What gives the page under some properties and a query, as a client sees it."""
 
-    def get(query: str = "", **options: Any) -> str:
+    def get(query: str = "", **given: Any) -> str:
         names = parse_qs(query.removeprefix("?"), keep_blank_values=True).get("name[]", [])
-        text, content_type = exposition.render(names, Options(**options))
+        text, content_type = exposition.render(names, properties(**given))
         assert content_type == "text/plain; version=0.0.4; charset=utf-8"
         return text
 
-    exposition.configure(Options())
+    exposition.configure(properties())
     yield get
-    exposition.configure(Options())
+    exposition.configure(properties())
 
 
-def alone(code: str, options: Options) -> subprocess.CompletedProcess[str]:
+def alone(code: str, chosen: Properties) -> subprocess.CompletedProcess[str]:
     """Run `code`, then print the page, in a process of its own that has counted nothing before."""
-    setting = ", ".join(f"{name}={value!r}" for name, value in dataclasses.asdict(options).items())
-    lines = ["from types import SimpleNamespace", "from servekit.torchserve import exposition"]
-    lines += [f"options = SimpleNamespace({setting})", "exposition.configure(options)", code]
-    lines += ["print(exposition.render([], options)[0], end='')"]
+    lines = ["from servekit.torchserve import exposition", "from servekit.torchserve.properties import Properties"]
+    lines += [f"properties = Properties.parse({chosen.to_text()!r})", "exposition.configure(properties)", code]
+    lines += ["print(exposition.render([], properties)[0], end='')"]
     command = [sys.executable, "-c", "\n".join(lines)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
 
@@ -97,7 +85,7 @@ def test_the_text_is_torchserves(page: Page) -> None:
 
 def test_prometheus_reads_the_text(page: Page) -> None:
     exposition.observe_answer(200)
-    exposition.configure(Options(model_metrics_auto_detect=True))
+    exposition.configure(properties(model_metrics_auto_detect=True))
     exposition.observe_model_metric("Read", "histogram", 3, "ms", {"ModelName": 'a"\\\n{},b', "Level": "Model"})
     families = {family.name: family for family in text_string_to_metric_families(page(disable_system_metrics=False))}
     assert families["Requests2XX"].type == "counter" and families["ts_inference_requests"].type == "counter"
@@ -107,7 +95,7 @@ def test_prometheus_reads_the_text(page: Page) -> None:
 
 
 def test_every_metric_is_described_before_it_has_a_value() -> None:
-    text = alone("", Options("prometheus")).stdout
+    text = alone("", properties("prometheus")).stdout
     assert not samples(text)
     names = [*STANDARD.server, *STANDARD.model]
     assert re.findall(r"# TYPE (\w+) ", text) == re.findall(r"# HELP (\w+) ", text) == names
@@ -124,15 +112,13 @@ def test_names_select_samples(page: Page) -> None:
     assert page("?name=nothing") == page()
 
 
-@pytest.mark.parametrize("mode", [None, "", "prometheus", "PROMETHEUS"])
-def test_the_page_is_filled_unless_another_mode_is_asked_for(page: Page, mode: str | None) -> None:
-    exposition.configure(Options(mode))
+def test_the_page_is_filled_unless_another_mode_is_asked_for(page: Page) -> None:
     exposition.observe_answer(200)
-    assert re.search(REQUESTS, page(metrics_mode=mode))
+    assert re.search(REQUESTS, page())
 
 
 def test_legacy_has_the_three_metrics_of_predictions_only(page: Page) -> None:
-    exposition.configure(Options("legacy", model_metrics_auto_detect=True))
+    exposition.configure(properties("legacy", model_metrics_auto_detect=True))
     exposition.observe_answer(200)
     exposition.observe_inference("old", "default", 10, 1)
     exposition.observe_model_metric("HandlerTime", "gauge", 1, "ms", {"ModelName": "old", "Level": "Model"})
@@ -149,7 +135,7 @@ def test_a_scrape_is_answered_and_counted(page: Page) -> None:
     exposition.observe_answer(200)
     app = Flask("page")
     app.register_blueprint(torchserve_metrics.bp)
-    app.extensions["torchserve"] = Extension(Options())
+    app.extensions["torchserve"] = SimpleNamespace(properties=properties(), headers=[])
     client = app.test_client()
     pages = []
     for _ in range(2):
@@ -161,17 +147,12 @@ def test_a_scrape_is_answered_and_counted(page: Page) -> None:
 
 
 def test_log_answers_with_an_empty_page(page: Page) -> None:
-    exposition.configure(Options("log"))
+    exposition.configure(properties("log"))
     exposition.observe_answer(200)
     exposition.observe_inference("logged", "default", 10, 1)
     assert page(metrics_mode="log", disable_system_metrics=False) == ""
-    exposition.configure(Options())
+    exposition.configure(properties())
     assert not lines_of(page(), "logged")
-
-
-def test_a_mode_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(SettingError, match="metrics_mode must be one of: prometheus, legacy, log"):
-        exposition.configure(Options("statsd"))
 
 
 def test_answers_are_counted_by_class(page: Page) -> None:
@@ -211,9 +192,9 @@ def test_handlers_metrics_are_those_listed(page: Page) -> None:
 
 
 def test_other_metrics_of_handlers_are_detected_if_asked_for(page: Page) -> None:
-    exposition.configure(Options(model_metrics_auto_detect=True))
+    exposition.configure(properties(model_metrics_auto_detect=True))
     dimensions = {"ModelName": "found", "Level": "Model"}
-    for kind, name, unit in [("counter", "Seen", "count"), ("gauge", "Size", "kB"), ("histogram", "Wait", "ms")]:
+    for kind, name, unit in [("counter", "Seen", "count"), ("gauge", "Size", "Kilobytes"), ("histogram", "Wait", "ms")]:
         for value in (1, 7):
             exposition.observe_model_metric(name, kind, value, unit, dimensions)
     exposition.observe_model_metric("Odd", "gauge", 1, "", {"Level": "Error"})
@@ -251,7 +232,7 @@ def test_other_metrics_of_handlers_are_detected_if_asked_for(page: Page) -> None
 def test_what_cannot_be_counted_is_dropped_with_one_warning(
     page: Page, caplog: pytest.LogCaptureFixture, name: str, kind: str, value: Any, dimensions: Any, reason: str
 ) -> None:
-    exposition.configure(Options(model_metrics_auto_detect=True))
+    exposition.configure(properties(model_metrics_auto_detect=True))
     before = page()
     with caplog.at_level(logging.WARNING, "servekit"):
         for _ in range(3):
@@ -261,7 +242,7 @@ def test_what_cannot_be_counted_is_dropped_with_one_warning(
 
 
 def test_no_value_of_a_handlers_spoils_the_page(page: Page) -> None:
-    exposition.configure(Options(model_metrics_auto_detect=True))
+    exposition.configure(properties(model_metrics_auto_detect=True))
     for value in ("\ud800", ["a", "list"], 7, None):
         exposition.observe_model_metric("Odd_values", "counter", 1, "a\nb\ud800", {"Value": value})
     text = page()
@@ -277,7 +258,7 @@ def test_dimensions_without_end_are_cut_off() -> None:
     exposition.observe_inference(f"endless{number}", "default", 1, 1)
 exposition.observe_model_metric("Long", "counter", 1, "count", {"User": "x" * 100_000})
 exposition.observe_model_metric("Users", "counter", 1, "count", {"User": "7"})"""
-    done = alone(code, Options(model_metrics_auto_detect=True))
+    done = alone(code, properties(model_metrics_auto_detect=True))
     found = samples(done.stdout)
     assert sum(name.startswith("Users{") for name in found) == 1000
     assert found['Users{User="7",}'] == 2  # what came first goes on being counted
@@ -290,7 +271,7 @@ def test_names_without_end_are_cut_off() -> None:
     code = """exposition.observe_answer(200)
 for number in range(1200):
     exposition.observe_model_metric(f"Name{number}", "counter", 1, "count", {})"""
-    done = alone(code, Options(model_metrics_auto_detect=True))
+    done = alone(code, properties(model_metrics_auto_detect=True))
     assert len(re.findall("^Name", done.stdout, re.MULTILINE)) == 999  # and Requests2XX
     assert 'Name7{Hostname="' in done.stdout
     assert len(done.stderr.splitlines()) == 2
@@ -322,7 +303,7 @@ exposition.observe_inference("filed", "1", 5, 1)
 for name in ("Listed", "Spread", "HandlerTime"):
     dimensions = {"ModelName": "filed", "Level": "Model", "who": "me"}
     exposition.observe_model_metric(name, "counter", 2, "count", dimensions)"""
-    text = alone(code, Options(metrics_config=str(file), disable_system_metrics=False)).stdout
+    text = alone(code, properties(metrics_config=file, disable_system_metrics=False)).stdout
     described = re.findall(r"# HELP (\w+) Torchserve prometheus (\w+) metric with unit: (\w+)", text)
     assert described == [
         ("Requests2XX", "counter", "Number"),

@@ -11,14 +11,12 @@ from tests.server import ROOT, environment
 # Two workers count, one ends; what the page shows while both live and afterwards, and what servekit's own page shows.
 WORKERS = """
 import json, os, sys
-from types import SimpleNamespace
 from prometheus_client import REGISTRY
 from servekit import metrics
 from servekit.torchserve import exposition
+from servekit.torchserve.properties import Properties
 
-options = SimpleNamespace(
-    metrics_mode=None, metrics_config=None, model_metrics_auto_detect=True, disable_system_metrics=True
-)
+options = Properties(model_metrics_auto_detect=True, disable_system_metrics=True)
 exposition.configure(options)
 dimensions = {"ModelName": "m", "Level": "Model"}
 

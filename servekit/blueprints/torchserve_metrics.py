@@ -1,13 +1,12 @@
 """TorchServe's metrics address: `GET /metrics`."""
 
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Response, request
 
 from servekit.lean import PlainResponse
 from servekit.torchserve import exposition, openapi, wire
+from servekit.torchserve.registry import current
 
 bp = Blueprint("torchserve_metrics", __name__)
-
-
 render = wire.render  # every error at this address
 
 
@@ -21,6 +20,5 @@ def describe_api() -> Response:
 @bp.get("/metrics", strict_slashes=False)
 def show() -> Response:
     """Answer with the metrics of all workers, in TorchServe's text; `?name[]=` selects samples, and may be repeated."""
-    options = current_app.extensions["torchserve"].properties
-    text, content_type = exposition.render(request.args.getlist("name[]"), options)
+    text, content_type = exposition.render(request.args.getlist("name[]"), current().properties)
     return wire.dressed(PlainResponse(text, content_type=content_type))

@@ -12,12 +12,9 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from decimal import Decimal
 from functools import cache, lru_cache
-from pathlib import Path
-from typing import Protocol
 
 from servekit import metrics
 from servekit.engines.torchserve import LOAD_TIME
-from servekit.errors import SettingError
 from servekit.metrics import PAGE_LIMIT, Family, Update
 from servekit.torchserve.catalogue import (
     KINDS,
@@ -31,48 +28,18 @@ from servekit.torchserve.catalogue import (
     read_catalogue,
 )
 from servekit.torchserve.host import Processors, readings
+from servekit.torchserve.properties import Properties
 
 log = logging.getLogger(__name__)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-MODES = ("prometheus", "legacy", "log")
 TIMES_SECONDS = 0.1  # the gauges of single requests are set no more often: a scrape sees one in thousands anyway
 MAX_VALUE_LENGTH = 256  # of a dimension's value, characters; a handler may have it from a request
 
 _LEVEL = "Host"
-_UNITS = {
-    "ms": "Milliseconds",
-    "s": "Seconds",
-    "percent": "Percent",
-    "count": "Count",
-    "MB": "Megabytes",
-    "GB": "Gigabytes",
-    "kB": "Kilobytes",
-    "B": "Bytes",
-}
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 
 Line = tuple[str, str, float]  # name of a sample, its labels as text, its value
-
-
-class Options(Protocol):
-    """What of TorchServe's properties concerns metrics."""
-
-    @property
-    def metrics_mode(self) -> str | None:
-        """One of MODES; None or "" where it is not set, which is prometheus here."""
-
-    @property
-    def metrics_config(self) -> str | Path | None:
-        """The path of a `metrics.yaml`; None or "" for TorchServe's own list."""
-
-    @property
-    def model_metrics_auto_detect(self) -> bool:
-        """Whether handlers may report what no list names."""
-
-    @property
-    def disable_system_metrics(self) -> bool:
-        """Whether the page leaves processors, memory, disk and GPUs out."""
 
 
 class _State:
@@ -86,19 +53,16 @@ class _State:
     warned: set[str] = set()
 
 
-def configure(options: Options) -> None:
+def configure(properties: Properties) -> None:
     """Choose what is counted in this process; until then it is TorchServe's own list, and nothing is detected.
 
-    Raises SettingError for a `metrics_config` that cannot be used and for a mode that does not exist.
+    Raises SettingError for a `metrics_config` that cannot be used.
     """
-    mode = _mode(options)
-    if mode not in MODES:
-        raise SettingError(f"metrics_mode must be one of: {', '.join(MODES)}.")
-    given = options.metrics_config
-    _State.catalogue = read_catalogue(Path(given)) if given else STANDARD
+    mode, given = properties.metrics_mode, properties.metrics_config
+    _State.catalogue = read_catalogue(given) if given else STANDARD
     if mode != "prometheus":
         _State.catalogue = LEGACY if mode == "legacy" else NOTHING
-    _State.detects = options.model_metrics_auto_detect and mode == "prometheus"
+    _State.detects = properties.model_metrics_auto_detect and mode == "prometheus"
     _State.detected, _State.predicted, _State.warned = {}, {}, set()
     _State.times_set = -math.inf
     for remembered in (_answers, _requests, _passes, _model_series):
@@ -165,13 +129,13 @@ def set_load_time(worker: str, milliseconds: float) -> None:
     _server(LOAD_TIME, worker, _LEVEL, _hostname())(milliseconds)
 
 
-def render(names: Collection[str], options: Options) -> tuple[str, str]:
+def render(names: Collection[str], properties: Properties) -> tuple[str, str]:
     """Return the page and its content type; `names`, if there are any, select samples by their full name."""
-    mode = _mode(options)
+    mode = properties.metrics_mode
     if mode == "log":  # asked for by name, so the page is as empty as TorchServe's
         return "", CONTENT_TYPE
     page = metrics.page("torchserve").families()
-    if not options.disable_system_metrics:
+    if not properties.disable_system_metrics:
         page |= _measured()
     listed = {**_State.catalogue.server, **_State.catalogue.model}
     described = [(name, Family(each.kind, _text(each))) for name, each in listed.items()]
@@ -198,10 +162,6 @@ def labels_text(pairs: Iterable[tuple[str, str]]) -> str:
     """Return labels as the page writes them, without the braces: a comma after each, the last one too."""
     text = "".join(f'{name}="{value.translate(_ESCAPES)}",' for name, value in pairs)
     return _encodable(text)
-
-
-def _mode(options: Options) -> str:
-    return (options.metrics_mode or MODES[0]).lower()
 
 
 def _block(metric: str, family: Family, names: Collection[str]) -> Iterator[str]:
@@ -300,7 +260,7 @@ def _detect(name: str, kind: str, unit: str) -> Listed | None:
     if len(_State.detected) >= PAGE_LIMIT:
         _warn("a handler's new one", f"there are {PAGE_LIMIT} others already")
         return None
-    return _State.detected.setdefault(name, Listed(name, kind, _UNITS.get(unit, unit or "unit"), ()))
+    return _State.detected.setdefault(name, Listed(name, kind, unit or "unit", ()))
 
 
 def _server(name: str, *values: str) -> Update:
