@@ -32,9 +32,9 @@ UNSUPPORTED = frozenset(
     grpc_inference_max_connection_age_ms grpc_inference_port grpc_management_address
     grpc_management_max_connection_age_grace_ms grpc_management_max_connection_age_ms grpc_management_port
     initial_distribution_port io_ratio ipex_enable ipex_gpu_enable keystore keystore_pass keystore_type
-    log_config model_server_home netty_client_threads number_of_netty_threads plugins_path prefer_direct_buffer private_key_file
-    system_metrics_cmd ts_header_key_sequence_end ts_header_key_sequence_id ts_header_key_sequence_start use_native_io
-    vmargs workflow_store
+    log_config max_response_size metric_time_interval model_server_home netty_client_threads number_of_netty_threads
+    plugins_path prefer_direct_buffer private_key_file system_metrics_cmd ts_header_key_sequence_end
+    ts_header_key_sequence_id ts_header_key_sequence_start unregister_model_timeout use_native_io vmargs workflow_store
     """.split()
 )
 
@@ -215,9 +215,7 @@ class Properties:
     job_queue_size: int = _key(100, _whole(1))
     default_response_timeout: int = _key(120, _whole(1))
     default_startup_timeout: int = _key(120, _whole(1))
-    unregister_model_timeout: int = _key(120, _whole(1))
     max_request_size: int = _key(6553500, _whole(1))
-    max_response_size: int = _key(6553500, _whole(1))
     limit_max_image_pixels: bool = _key(True, _switch)
     decode_input_request: bool = _key(True, _switch)
 
@@ -230,7 +228,6 @@ class Properties:
     enable_metrics_api: bool = _key(True, _switch)
     model_metrics_auto_detect: bool = _key(False, _switch)
     disable_system_metrics: bool = _key(False, _switch)
-    metric_time_interval: int = _key(60, _whole(1))
 
     disable_token_authorization: bool = _key(False, _switch)
     token_expiration_min: float = _key(60.0, _minutes)
