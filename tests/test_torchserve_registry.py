@@ -303,9 +303,9 @@ def test_options_hold_what_the_engine_needs(tmp_path: Path) -> None:
     assert options["manifest"]["model"]["modelName"] == "noop"
     expected = {
         **{"model_name": "noop", "model_version": "1.0", "handler": "other.py", "runtime": "python", "requirements": None},
-        **{"service_envelope": "json", "decode_input": False, "limit_max_image_pixels": False, "gpu_id": None},
+        **{"service_envelope": "json", "decode_input": False, "limit_max_image_pixels": False},
         **{"batch_size": 1, "max_batch_delay": 100, "response_timeout": 3, "startup_timeout": 120, "job_queue_size": 7},
-        **{"model_url": "noop.mar", "loaded_at_startup": False, "model_config": {}},
+        **{"loaded_at_startup": False, "model_config": {}},
     }
     assert options.items() >= expected.items()
 

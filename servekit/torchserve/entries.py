@@ -97,7 +97,6 @@ class Loader:
             "model_config": config,
             "runtime": wanted.runtime or manifest.runtime,
             "requirements": self._install(name, folder, manifest),
-            "model_url": wanted.url,
             "loaded_at_startup": at_startup,
             **self._settings(),
         }
@@ -127,7 +126,6 @@ class Loader:
             "decode_input": properties.decode_input_request,
             "limit_max_image_pixels": properties.limit_max_image_pixels,
             "number_of_gpu": properties.number_of_gpu,
-            "gpu_id": None,
         }
 
     def _numbers(

@@ -17,7 +17,6 @@ from typing import Any
 from servekit.torchserve.refusals import Refusal
 
 MANAGEMENT, INFERENCE, RENEWAL = "management", "inference", "API"  # names of the keys in the file
-FILE_NAME = "key_file.json"  # in the folder that the server is started in
 KEY_BYTES = 24  # 192 bits, written with 32 characters
 
 _BEARER = re.compile(r"Bearer\s+(\S+)")
