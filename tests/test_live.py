@@ -1,6 +1,7 @@
 """Models that change while they are served, by real servers with several workers: what clients see, and what remains."""
 
 import contextlib
+import http.client
 import os
 import re
 import signal
@@ -108,12 +109,12 @@ def damage_network(folder: Path) -> None:
     edit(folder, network="tests.networks:NoSuchNetwork")
 
 
-def test_folders_that_cannot_be_served_are_refused_with_the_reason_and_the_old_version_goes_on(tmp_path: Path) -> None:
+def test_folders_that_cannot_be_served_are_refused_with_the_reason_until_they_are_whole(tmp_path: Path) -> None:
     write_regressor(tmp_path / "store", networks.Double())
     reasons = {
-        damage_weights: "SHA-256 differs",
         damage_description: "model.json cannot be used",
         damage_network: "NoSuchNetwork",
+        damage_weights: "SHA-256 differs",
     }
     with polling(tmp_path) as server:
         for version, (damage, reason) in enumerate(reasons.items(), start=2):
@@ -134,35 +135,27 @@ def test_folders_that_cannot_be_served_are_refused_with_the_reason_and_the_old_v
             timeout=60,
         ).stdout
         assert re.search(r"linear +1 +yes +ready", table)
-        assert re.search(r"linear +2 +refused .*SHA-256 differs", table), table
+        assert re.search(r"linear +4 +refused .*SHA-256 differs", table), table
         assert server.text().count("linear/2 is not served") == 1  # it is not tried again and again
+        complete(server, tmp_path / "store" / "linear" / "4", write_regressor(tmp_path / "written", networks.ThreadCounter()))
 
 
-def test_a_folder_that_is_copied_slowly_is_served_when_it_is_whole(tmp_path: Path) -> None:
-    write_regressor(tmp_path / "store", networks.Double())
-    whole = write_regressor(tmp_path / "written", networks.ThreadCounter())
-    with polling(tmp_path) as server:
-        copy = tmp_path / "store" / "linear" / "2"
-        copy.mkdir()
-        weights = (whole / "model.pth").read_bytes()
-        (copy / "model.pth").write_bytes(weights[:100])
-        assert wait_for(lambda: "linear/2 is not served" in server.text(), seconds=SOON)
-        (copy / "model.json").write_bytes((whole / "model.json").read_bytes())
-        assert wait_for(lambda: "SHA-256 differs" in server.text(), seconds=SOON)
-        assert prediction(server) == 10.0
-        (copy / "model.pth").write_bytes(weights)
-        assert wait_for(lambda: loaded(server, 2) == 2.0, seconds=SOON), server.text()
-        assert loaded(server, 1) == 0.0
+def complete(server: Server, folder: Path, whole: Path) -> None:
+    """Let `folder` become what `whole` is, file by file, with a pause; assert that it is served then, and not before."""
+    refusals = server.text().count("linear/4 is not served")
+    (folder / "model.json").write_bytes((whole / "model.json").read_bytes())
+    assert wait_for(lambda: server.text().count("linear/4 is not served") > refusals, seconds=SOON)
+    assert prediction(server) == 10.0
+    (folder / "model.pth").write_bytes((whole / "model.pth").read_bytes())
+    assert wait_for(lambda: loaded(server, 4) == 2.0, seconds=SOON), server.text()
+    assert loaded(server, 1) == 0.0 and prediction(server) == 1.0
 
 
-def test_a_reload_takes_the_newest_versions_and_a_worker_that_starts_before_it_does_not(tmp_path: Path) -> None:
+def test_a_reload_takes_the_newest_versions(tmp_path: Path) -> None:
     write_regressor(tmp_path / "store", networks.Double())
     variables = {"SERVEKIT_MODEL_STORE": str(tmp_path / "store"), "WEB_CONCURRENCY": "2"}
     with running(tmp_path / "log", **variables) as server:
-        before = server.workers()
         write_regressor(tmp_path / "store", networks.Infinite())
-        os.kill(before[0], signal.SIGKILL)
-        assert wait_for(lambda: "A new worker is ready: linear/1" in server.text())
         server.process.send_signal(signal.SIGHUP)
         assert wait_for(lambda: server.text().count("A new worker is ready: linear/2") == 2)
         assert wait_for(lambda: loaded(server, 2) == 2.0 and len(server.workers()) == 2)
@@ -208,7 +201,7 @@ def test_swaps_under_load_fail_no_request_and_mix_no_answer(tmp_path: Path) -> N
 
 def test_many_clients_that_change_and_ask_at_once_are_all_answered_and_the_workers_agree(tmp_path: Path) -> None:
     with versions(tmp_path, SERVEKIT_MAX_WORKERS="3") as server:
-        tally = swaps.storm(server, 4.0, clients=8)
+        tally = swaps.storm(server, 3.0, clients=8)
         assert swaps.faults(tally) == [], tally
         assert swaps.disagreements(server) == []
         assert "Traceback" not in server.log.read_text()
@@ -368,6 +361,23 @@ def test_a_worker_that_is_killed_while_others_wait_for_it_is_replaced_and_they_a
         assert asked.wait()[0] == 200
         assert swaps.disagreements(server) == []
         assert {server.predict("slow") for _ in range(FRESH)} == {(200, "slow")}
+
+
+def test_a_change_goes_on_when_its_client_does_not_wait_and_many_at_once_are_answered(tmp_path: Path) -> None:
+    loading = write_slow(tmp_path, slow=(1,))
+    with versions(tmp_path) as server:
+        connection = http.client.HTTPConnection(live.HOST, server.management, timeout=60)
+        connection.request("POST", "/models?url=slow.mar&initial_workers=2")
+        assert wait_for(loading, seconds=SOON)
+        connection.close()
+        paths = [f"/models/v/{version}.0/set-default" for version in (1, 2)] * 75
+        changes = [Asked(server, "PUT", path) for path in paths]
+        assert server.predict("v") == (200, {"first": "1.0", "second": "1.0"})
+        (tmp_path / "go").touch()
+        statuses = {change.wait()[0] for change in changes}
+        assert statuses in ({200}, {200, 503}), statuses
+        assert server.predict("slow") == (200, "slow")
+        assert swaps.disagreements(server) == []
 
 
 def test_workers_end_with_a_master_that_is_killed_and_the_next_start_is_clean(tmp_path: Path) -> None:
