@@ -79,7 +79,9 @@ class Desired:
         return dataclasses.replace(self, defaults={**self.defaults, name: version})
 
     def without(self, name: str, version: str) -> "Desired":
-        """Return this state without that version."""
+        """Return this state without that version, if it is in it."""
+        if self.find(name, version) is None:
+            return self
         versions = {each: entry for each, entry in self.models[name].items() if each != version}
         models = {each: found for each, found in self.models.items() if each != name}
         if versions:

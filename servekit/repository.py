@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from servekit.batcher import Backlog, beside
@@ -70,6 +70,7 @@ class Repository:
         self._models: Mapping[Key, Model] = {}
         self._defaults: Mapping[str, Model] = {}
         self._errors: dict[str, str] = {}
+        self._refused: dict[Key, Entry] = {}  # what could not be loaded: it is tried again when it is asked for again
         desired = state.read()
         models = {}
         for entry in desired.entries():
@@ -162,7 +163,7 @@ class Repository:
             return desired.with_entry(granted)
 
         granted = entry.limited(self._settings.max_workers)
-        self._change(add, undo=lambda desired: _without(desired, entry.key))
+        self._change(add, lambda desired: desired.without(*entry.key), [granted])
         return granted.workers
 
     def replace(self, entry: Entry) -> None:
@@ -182,9 +183,9 @@ class Repository:
         def undo(desired: Desired) -> Desired:
             for old in replaced:
                 desired = desired.with_entry(old).with_default(old.name, old.version)
-            return desired if entry.key in {old.key for old in replaced} else _without(desired, entry.key)
+            return desired if entry.key in {old.key for old in replaced} else desired.without(*entry.key)
 
-        self._change(swap, undo)
+        self._change(swap, undo, [entry])
 
     def unregister(self, name: str, version: str | None = None) -> Entry:
         """Take a version out, the default one if none is named, and return it; requests that run are answered.
@@ -232,7 +233,7 @@ class Repository:
             after.append(asked.limited(self._settings.max_workers))
             return desired.with_entry(after[0])
 
-        self._change(ask, undo=lambda desired: desired.with_entry(before[0]))
+        self._change(ask, lambda desired: desired.with_entry(before[0]), after)
         return after[0].workers
 
     def archive_folder(self) -> Path:
@@ -259,39 +260,35 @@ class Repository:
             except Exception:  # it must go on following
                 log.exception("The desired state could not be applied")
 
-    def _change(self, step: Step, undo: Step | None = None) -> None:
-        """Let `step` make the next state: try it here, write it, and wait for the others, who are named if they fail."""
+    def _change(self, step: Step, undo: Step | None = None, loads: Sequence[Entry] = ()) -> None:
+        """Let `step` make the next state: try it here, write it, and wait for the others, who are named if they fail.
 
-        def work() -> None:
-            try:
-                failed = self._change_all(step, undo)
-            except OSError as error:
-                log.error("The desired state could not be written: %s", error.strerror)
-                raise WorkersFailed("The change could not be written down.") from error
-            if failed:
-                raise WorkersFailed(failed)
+        `loads` are the entries to be loaded, known once `step` has been done.
+        """
+        beside(lambda: self._change_beside(step, undo, loads))
 
-        beside(work)
-
-    def _change_all(self, step: Step, undo: Step | None) -> str:
-        """Do what `_change` says; return a sentence about those that failed, or ""."""
-        with self._state.change() as desired:
-            new = step(desired)
-            generation = self._publish(new)
-            self._apply()
-            failed = self._failures(generation, desired, new)
-            if failed and undo is not None:
-                undone = self._state.write(undo(self._state.read()))
+    def _change_beside(self, step: Step, undo: Step | None, loads: Sequence[Entry]) -> None:
+        try:
+            with self._state.change() as desired:
+                generation = self._publish(step(desired), loads)
                 self._apply()
-                self._state.wait(undone, UNDO_SECONDS)
-        return failed
+                failed = self._failures(generation, loads)
+                if failed and undo is not None:
+                    undone = self._state.write(undo(self._state.read()))
+                    self._apply()
+                    self._state.wait(undone, UNDO_SECONDS)
+        except OSError as error:
+            log.error("The desired state could not be written: %s", error.strerror)
+            raise WorkersFailed("The change could not be written down.") from error
+        if failed:
+            raise WorkersFailed(failed)
 
-    def _publish(self, desired: Desired) -> int:
-        """Load here what is new in `desired`, then write it; raise ModelLoadError, and change nothing, if that fails."""
+    def _publish(self, desired: Desired, loads: Sequence[Entry]) -> int:
+        """Load `loads` here, then write `desired`; raise ModelLoadError, and change nothing, if that fails."""
         with self._changing:
             before = self._entries, self._models
             try:
-                for entry in desired.entries():
+                for entry in loads:
                     if entry.workers and not self._holds(entry):
                         self._models = {**self._models, entry.key: self._load(entry)}
                         self._entries = {**self._entries, entry.key: entry}
@@ -300,12 +297,12 @@ class Repository:
                 self._entries, self._models = before
                 raise
 
-    def _failures(self, generation: int, old: Desired, new: Desired) -> str:
+    def _failures(self, generation: int, loads: Sequence[Entry]) -> str:
         """Wait for all workers; return a sentence about those that could not follow, or ""."""
         behind = self._state.wait(generation, LOAD_SECONDS)
         if behind:
             return f"{behind} of the workers did not follow within {LOAD_SECONDS:.0f} seconds."
-        keys = {entry.key for entry in new.entries() if entry.workers and entry != old.find(*entry.key)}
+        keys = {entry.key for entry in loads if entry.workers}
         for worker in self._state.reports():
             for key in sorted(keys - set(worker.loaded)):
                 return f"Worker {worker.pid} could not load it: {worker.errors.get('/'.join(key), 'it gave no reason')}"
@@ -323,8 +320,9 @@ class Repository:
         wanted = {entry.key: entry for entry in desired.entries() if entry.workers}
         models = {key: model for key, entry in wanted.items() if (model := self._model_of(entry))}
         dropped = [model for key, model in self._models.items() if models.get(key) is not model]
-        for key in set(self._entries) - set(wanted):
-            del self._entries[key]
+        for key in {*self._entries, *self._refused} - set(wanted):
+            self._entries.pop(key, None)
+            self._refused.pop(key, None)
             self._errors.pop("/".join(key), None)
         self._show(models, desired)
         for model in dropped:
@@ -339,10 +337,12 @@ class Repository:
         """Return the model that is to serve `entry`, loaded now if need be; the one of before if it cannot be loaded."""
         held = self._models.get(entry.key)
         if not self._holds(entry):
+            if self._refused.get(entry.key) == entry:
+                return held
             try:
                 held = self._load(entry)
             except ModelLoadError as error:
-                self._note_refusal(entry.key, error)
+                self._note_refusal(entry, error)
                 return held
         self._entries[entry.key] = entry
         return held
@@ -362,7 +362,8 @@ class Repository:
             if isinstance(error, ModelLoadError):
                 raise
             raise ModelLoadError(f"The model {entry.name} cannot be loaded: {type(error).__name__}: {error}.") from error
-        self._errors.pop("/".join(entry.key), None)  # of an earlier try
+        self._refused.pop(entry.key, None)
+        self._errors.pop("/".join(entry.key), None)
         return model
 
     def _begin_with(self, entry: Entry) -> Model | None:
@@ -372,12 +373,12 @@ class Repository:
         except ModelLoadError as error:
             if entry.is_required:
                 raise
-            self._note_refusal(entry.key, error)
+            self._note_refusal(entry, error)
             return None
 
-    def _note_refusal(self, key: Key, error: ModelLoadError) -> None:
-        log.error("%s/%s cannot be served: %s", *key, error)
-        self._errors["/".join(key)] = str(error)
+    def _note_refusal(self, entry: Entry, error: ModelLoadError) -> None:
+        log.error("%s/%s cannot be served: %s", *entry.key, error)
+        self._refused[entry.key], self._errors["/".join(entry.key)] = entry, str(error)
 
     def _show(self, models: Mapping[Key, Model], desired: Desired) -> None:
         """Let requests see `models`."""
@@ -394,7 +395,3 @@ class Repository:
 
     def _find_in(self, desired: Desired, name: str, version: str | None) -> Entry:
         return desired.find(name, version) or self.find(name, version)
-
-
-def _without(desired: Desired, key: Key) -> Desired:
-    return desired.without(*key) if desired.find(*key) else desired

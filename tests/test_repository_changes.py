@@ -1,6 +1,7 @@
 """What changes the models of a server: each operation of the repository, and what others make of it."""
 
 import contextlib
+import dataclasses
 import gc
 import os
 import signal
@@ -47,6 +48,13 @@ class Handler:
 ONCE = """
 import os
 os.close(os.open({lock!r}, os.O_CREAT | os.O_EXCL))
+"""
+# Loads when a file is there, and counts how often that is tried.
+TRIES = """
+import pathlib
+with open({tries!r}, "a") as tries:
+    tries.write("x")
+pathlib.Path({there!r}).read_text()
 """
 
 
@@ -97,6 +105,23 @@ def test_what_cannot_be_loaded_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError):
         repository.register(Entry("v", "3.0", "torchserve", "c", str(tmp_path / "not there"), options={"batch_size": 1}))
     assert repository.desired() == before and versions_of(repository) == ["1.0"]
+
+
+def test_a_version_that_could_not_be_loaded_at_the_start_holds_up_no_change_and_can_be_tried_again(tmp_path: Path) -> None:
+    count = TRIES.format(tries=str(tmp_path / "tries"), there=str(tmp_path / "there"))
+    broken = dataclasses.replace(archive(tmp_path / "a", first=count), is_required=False)
+    repository = alone(broken)
+    repository.register(archive(tmp_path / "b", "2.0"))
+    repository.set_default("v", "2.0")
+    assert said_by(repository) == "2.0"
+    assert (tmp_path / "tries").read_text() == "x"
+    assert "there" in repository.workers()[0].errors["v/1.0"]
+    with pytest.raises(ModelLoadError):
+        repository.scale("v", "1.0", 1, 1)
+    (tmp_path / "there").touch()
+    repository.scale("v", "1.0", 1, 1)
+    assert said_by(repository, "1.0") == "1.0"
+    assert repository.workers()[0].errors == {}
 
 
 def test_a_version_can_take_the_place_of_the_default_one(tmp_path: Path) -> None:
