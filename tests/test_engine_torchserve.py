@@ -21,6 +21,7 @@ from servekit.engines.torchserve import HandlerRequest, HandlerResponse, Paramet
 from servekit.errors import HandlerFailed, ModelLoadError
 from tests.handler_archives import LINEAR, ask, request, start, write
 
+ROOT = Path(__file__).parent.parent
 ECHO = """
     def handle(data, context):
         if data is None:
@@ -347,6 +348,27 @@ def test_a_server_of_trusted_models_runs_no_code_of_an_archive(tmp_path: Path) -
     (tmp_path / "model.pt").touch()
     with pytest.raises(ModelLoadError, match="model.pt can run code of its own, which this server refuses"):
         start(tmp_path, "base_handler", {"serializedFile": "model.pt"}, trusted_only=True)
+    write(tmp_path, innocent=f"import pathlib\npathlib.Path({str(marker)!r}).touch()")
+    (tmp_path / "innocent.onnx").touch()
+    with pytest.raises(ModelLoadError, match="innocent.onnx can run code of its own"):
+        start(tmp_path, "base_handler", {"modelFile": "innocent.onnx"}, trusted_only=True)
+    assert not marker.exists()
+
+
+def test_the_packages_of_a_server_of_trusted_models_are_its_own(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    code = f"import pathlib\npathlib.Path({str(marker)!r}).touch()"
+    write(tmp_path / "model", onnxruntime=code, torch=code, PIL=code)
+    (tmp_path / "model" / "model.onnx").touch()
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from tests.handler_archives import start\n"
+        "start(Path(sys.argv[1]), 'image_classifier', {'serializedFile': 'model.onnx'}, trusted_only=True)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "model")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1 and "ModelLoadError" in done.stderr and "onnx" in done.stderr.lower()
     assert not marker.exists()
 
 

@@ -69,6 +69,7 @@ class TorchServeEngine:
         self._folder = folder.resolve()
         self._on_failure, self._sink = on_failure, sink
         self._decode = bool(options.get("decode_input", True))
+        self._imports_archive = not options.get("trusted_only")
         self._lock = threading.Lock()
         self.threads: int | None = None  # of torch's arithmetic; None: as many as torch takes by itself
         ts.install()
@@ -143,7 +144,9 @@ class TorchServeEngine:
         torch = sys.modules.get("torch")
         if torch and self.threads and torch.get_num_threads() != self.threads:  # it counts for each thread apart
             torch.set_num_threads(self.threads)
-        with self._modules.scope(), using(self._sink), working_in(self._folder):
+        # A handler of the server's own imports torch by its plain name, which the archive may have, too.
+        scope = self._modules.scope() if self._imports_archive else contextlib.nullcontext()
+        with scope, using(self._sink), working_in(self._folder):
             yield
 
     def _check(self, results: Any, expected: int) -> None:

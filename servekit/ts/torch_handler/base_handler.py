@@ -63,7 +63,8 @@ class BaseHandler(abc.ABC):  # noqa: B024  (what derives from it may be told apa
     def _check_trust(self, properties: Mapping[str, Any], model: Mapping[str, Any]) -> None:
         """Refuse what runs code of the archive's, if the server says so."""
         file = model.get("modelFile") or self.model_pt_path or ""
-        if properties.get("trusted_only") and not file.endswith(".onnx"):
+        # A model file is Python, whatever its name ends with.
+        if properties.get("trusted_only") and (model.get("modelFile") or not file.endswith(".onnx")):
             raise PermissionError(
                 f"{Path(file).name} can run code of its own, which this server refuses; serve the model as ONNX."
             )
