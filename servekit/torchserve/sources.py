@@ -23,6 +23,7 @@ from servekit.torchserve.refusals import Refusal
 MAX_DOWNLOAD_BYTES = 64 << 30
 DOWNLOAD_SECONDS = 1800.0  # for all of it
 SILENCE_SECONDS = 30.0  # between two pieces of it
+MAX_URL = 8192  # characters; who signs URLs needs two thousand
 
 _CHUNK = 2**20
 _SCHEME = re.compile(r"(https?|file)://", re.IGNORECASE)
@@ -48,6 +49,8 @@ class Sources:
         """Raise Refusal for what need not be looked for: nothing, a way out of the store, a URL that is not allowed."""
         if not url:
             raise Refusal("ModelNotFoundException", "empty url")
+        if len(url) > MAX_URL:  # a percent sign of percent signs takes its length squared to undo
+            raise Refusal("BadRequestException", f"A url has at most {MAX_URL} characters.")
         plain = _unquoted(url)
         if ".." in plain:
             raise Refusal("ModelNotFoundException", f"Relative path is not allowed in url: {url}")
