@@ -279,3 +279,20 @@ def test_other_sites_may_read_the_answers_if_the_properties_say_so(tmp_path: Pat
         assert headers["Access-Control-Allow-Origin"] == "https://a.example"
         assert headers["Access-Control-Allow-Methods"] == "GET, POST"
         assert headers["Access-Control-Allow-Headers"] == "X-A"
+
+
+def test_a_stream_ends_when_its_client_goes(tmp_path: Path) -> None:
+    ended = []
+
+    def speak(request: HandlerRequest) -> HandlerResponse:
+        for part in (b"a", b"b"):
+            request.send(part)
+        return echo(request)
+
+    client, repository = serve(tmp_path, behave=speak)
+    repository.model.when_streamed = lambda: ended.append(True)
+    response = client.post("/predictions/noop", buffered=False)
+    pieces = response.iter_encoded()
+    assert next(pieces) == b"a" and not ended
+    response.close()
+    assert ended == [True]

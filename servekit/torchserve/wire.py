@@ -4,7 +4,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl
@@ -174,20 +174,21 @@ def handler_answer(made: HandlerResponse) -> Response:
 
 
 def streamed(
-    made: HandlerRequest, first: bytes, rest: Iterator[bytes | Tensors], when_done: Callable[[], None]
+    made: HandlerRequest, first: bytes, rest: Generator[bytes | Tensors, None, None], when_done: Callable[[], None]
 ) -> Response:
     """Return the answer to `made`, whose pieces go to the client as the handler sends them.
 
-    `when_done` is called after the last.
+    `when_done` is called after the last, or when the client has gone or the handler failed.
     """
 
     def pieces() -> Iterator[bytes]:
         yield first
         for piece in rest:
             yield piece if isinstance(piece, bytes) else piece["response"][0].body
-        when_done()
 
     response = PlainResponse(pieces())
+    response.call_on_close(rest.close)  # now, and not when it is found to be garbage: it takes part in the loop
+    response.call_on_close(when_done)
     del response.headers["Content-Type"]
     _set(response, made.early_headers)
     return dressed(response)
