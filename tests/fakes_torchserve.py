@@ -51,6 +51,7 @@ class FakeModel:
         self.device = "cpu"
         self.waiting = 3
         self.deadlines: list[float] = []
+        self.when_streamed: Callable[[], object] = lambda: None
 
     def predict(self, tensors: Tensors, deadline: float) -> Tensors:
         self.deadlines.append(deadline - time.monotonic())
@@ -60,8 +61,11 @@ class FakeModel:
 
     def stream(self, tensors: Tensors, deadline: float, parts: Parts) -> Iterator[bytes | Tensors]:
         answer = self.predict(tensors, deadline)
-        yield from parts.take()
-        yield answer
+        try:
+            yield from parts.take()
+            yield answer
+        finally:
+            self.when_streamed()
 
 
 class FakeRepository:
@@ -75,6 +79,7 @@ class FakeRepository:
         self.is_loading = False
         self.fails: dict[str, Exception] = {}  # by method, as when another worker is faster or fails
         self.dropped: list[Path] = []
+        self.before_trying: Callable[[], object] = lambda: None
         self._desired = Desired()
 
     def desired(self) -> Desired:
@@ -138,6 +143,8 @@ class FakeRepository:
             raise self.fails[method]
 
     def _try(self, entry: Entry, workers: int) -> None:
+        if workers:
+            self.before_trying()
         if workers and entry.options.get("handler") == "broken":
             raise self.failure
 

@@ -1,6 +1,7 @@
 """TorchServe's management API: every verb with its sentences, through a repository in memory."""
 
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from flask.testing import FlaskClient
 from servekit.blueprints import torchserve_management
 from servekit.engines.torchserve import HandlerRequest, HandlerResponse
 from servekit.errors import ModelLoadError, ModelNotFound, OutOfMemory, VersionExists, VersionNotFound, WorkersFailed
+from servekit.torchserve.registry import MAX_LATER
 from tests.fakes_torchserve import STARTED, Behave, FakeRepository, echo, error_of, make_app, make_archive
 
 OPEN = "disable_token_authorization=true\nenable_model_api=true\n"
@@ -83,11 +85,29 @@ def test_what_cannot_be_loaded_is_not_registered(tmp_path: Path) -> None:
     assert not repository.desired().models
 
 
+def test_changes_that_go_on_after_their_answer_are_bounded(tmp_path: Path) -> None:
+    client, repository = serve(tmp_path)
+    client.post("/models?url=noop.mar")
+    end = threading.Event()
+    repository.before_trying = end.wait
+    for _ in range(MAX_LATER):
+        assert status_of(client.put("/models/noop"), 202)
+    try:
+        later = client.post("/models?url=noop_v2.mar&initial_workers=1&synchronous=false")
+        for response in (client.put("/models/noop"), later):
+            assert error_of(response)[:2] == (503, "ServiceUnavailableException")
+        assert list(repository.desired().models["noop"]) == ["1.0"]
+    finally:
+        end.set()
+    wait_for(lambda: client.put("/models/noop").status_code == 202)
+
+
 @pytest.mark.parametrize(
     ("query", "status", "kind", "message"),
     [
         ("", 400, "BadRequestException", "Parameter url is required."),
         ("?url=", 404, "ModelNotFoundException", "empty url"),
+        (f"?url={'x' * 8193}", 400, "BadRequestException", "A url has at most 8192 characters."),
         ("?url=nope.mar", 404, "ModelNotFoundException", "Model not found at: nope.mar"),
         ("?url=../x.mar", 404, "ModelNotFoundException", "Relative path is not allowed in url: ../x.mar"),
         ("?url=noop.mar&runtime=ruby", 400, "BadRequestException", "Invalid RuntimeType value: ruby"),

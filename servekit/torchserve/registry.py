@@ -12,7 +12,7 @@ from typing import NamedTuple, cast
 
 from flask import Flask, current_app
 
-from servekit.batcher import beside
+from servekit.batcher import FULL, beside
 from servekit.desired import Entry
 from servekit.errors import (
     DefaultVersionInUse,
@@ -20,6 +20,7 @@ from servekit.errors import (
     ModelNotFound,
     ModelNotLoaded,
     OutOfMemory,
+    Overloaded,
     RequestError,
     VersionExists,
     VersionNotFound,
@@ -36,6 +37,7 @@ from servekit.torchserve.tokens import Tokens
 log = logging.getLogger(__name__)
 
 UNDER_WAY = "Processing worker updates..."
+MAX_LATER = 64  # changes that go on after their answer; each has a thread, and waits for those before it
 
 _KEY = "torchserve"
 
@@ -54,6 +56,7 @@ class Registry:
         self.repository = repository
         self.properties = properties
         self._loader = loader
+        self._places = threading.BoundedSemaphore(MAX_LATER)
 
     # Looking up.
 
@@ -114,14 +117,18 @@ class Registry:
         if wanted.synchronous:
             return Outcome(_registered(entry, self._add(entry)))
         self._add(dataclasses.replace(entry, workers=0, max_workers=0))
-        _later(entry, lambda: self._start(entry))
+        try:
+            self._later(entry, lambda: self._start(entry))
+        except Overloaded:
+            self._take_out(entry)
+            raise
         return Outcome(UNDER_WAY, HTTPStatus.ACCEPTED)
 
     def scale(self, name: str, version: str | None, wanted: Scale) -> Outcome:
         """Give a version, or the default one, another number of workers; raise Refusal."""
         entry = self.find(name, version)
         if not wanted.synchronous:
-            _later(entry, lambda: self.repository.scale(*entry.key, wanted.workers, wanted.max_workers))
+            self._later(entry, lambda: self.repository.scale(*entry.key, wanted.workers, wanted.max_workers))
             return Outcome(UNDER_WAY, HTTPStatus.ACCEPTED)
         try:
             granted = self.repository.scale(*entry.key, wanted.workers, wanted.max_workers)
@@ -173,9 +180,27 @@ class Registry:
         try:
             self.repository.scale(*entry.key, entry.workers, entry.max_workers)
         except Exception:
-            with contextlib.suppress(RequestError):  # somebody else has removed it, or made it the default
-                self.repository.unregister(*entry.key)
+            self._take_out(entry)
             raise
+
+    def _take_out(self, entry: Entry) -> None:
+        with contextlib.suppress(RequestError):  # somebody else has removed it, or made it the default
+            self.repository.unregister(*entry.key)
+
+    def _later(self, entry: Entry, work: Callable[[], object]) -> None:
+        """Do `work` for `entry` in a thread; that it fails is said in the log. Raise Overloaded if there are too many."""
+        if not self._places.acquire(blocking=False):
+            raise Overloaded(FULL)
+
+        def run() -> None:
+            try:
+                work()
+            except Exception as error:
+                log.error("The workers of %s/%s could not be updated: %s", entry.name, entry.version, error)
+            finally:
+                self._places.release()
+
+        threading.Thread(target=run, name="servekit-torchserve", daemon=True).start()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,18 +238,6 @@ def current() -> TorchServe:
 def is_archive(entry: Entry) -> bool:
     """Return True if TorchServe's inference API can serve `entry`."""
     return entry.format == FORMAT
-
-
-def _later(entry: Entry, work: Callable[[], object]) -> None:
-    """Do `work` for `entry` in a thread; that it fails is said in the log."""
-
-    def run() -> None:
-        try:
-            work()
-        except Exception as error:
-            log.error("The workers of %s/%s could not be updated: %s", entry.name, entry.version, error)
-
-    threading.Thread(target=run, name="servekit-torchserve", daemon=True).start()
 
 
 def _registered(entry: Entry, workers: int) -> str:
