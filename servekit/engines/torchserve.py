@@ -68,6 +68,7 @@ class TorchServeEngine:
         started = time.monotonic()
         self._folder = folder.resolve()
         self._on_failure, self._sink = on_failure, sink
+        self._name = str(options.get("model_name") or folder.name)
         self._decode = bool(options.get("decode_input", True))
         self._imports_archive = not options.get("trusted_only")
         self._lock = threading.Lock()
@@ -83,8 +84,7 @@ class TorchServeEngine:
         except BaseException as error:  # noqa: B036 - what is not the archive's own goes on in the next line
             _let_the_process_end(error, self._folder)
             self._modules.forget()
-            name = options.get("model_name") or folder.name
-            raise ModelLoadError(f"The model {name} cannot be loaded: {describe(error, self._folder)}.") from error
+            raise ModelLoadError(f"The model {self._name} cannot be loaded: {describe(error, self._folder)}.") from error
         self.device = _device_of(self._entry)
         worker = f"W-9000-{self._context.model_name}_{options.get('model_version') or '1.0'}"  # as TorchServe names it
         sink(LOAD_TIME, "gauge", (time.monotonic() - started) * 1000, "Milliseconds", {"WorkerName": worker})
@@ -158,10 +158,12 @@ class TorchServeEngine:
             raise HandlerFailed(WRONG_LENGTH, 503)
 
     def _tell(self, text: str) -> None:
-        """Say in the log, and to the server, what went wrong; an error's message may hold a whole request."""
-        if len(text) > MAX_TOLD:
+        """Say in the log, where no line of `text` looks like the log's own, and to the server why a batch has failed."""
+        if len(text) > MAX_TOLD:  # an error's message may hold a whole request
             text = f"{text[:MAX_TOLD // 2]}\n...\n{text[-MAX_TOLD // 2:]}"
-        log.error("The handler of %s failed: %s", self._context.model_name, text)
+        lines = ["".join(char if char.isprintable() else ascii(char)[1:-1] for char in line) for line in text.splitlines()]
+        ids = ", ".join((self._context.request_ids or {}).values())
+        log.error("The handler of %s failed, request %s:\n%s", self._name, ids, "\n".join(f"  {line}" for line in lines))
         self._on_failure(text)
 
     def _response(self, item: Any, index: int) -> HandlerResponse:
