@@ -65,7 +65,7 @@ def archive(
     folder.mkdir(parents=True)
     (folder / "handler.py").write_text(HANDLER.format(first=first, then=then or "pass", word=word))
     options = {"model_name": "v", "model_version": version, "handler": "handler.py", "batch_size": 1}
-    options |= {"max_batch_delay": 0, "job_queue_size": 10, "response_timeout": 10}
+    options |= {"max_batch_delay": 0, "job_queue_size": 10, "response_timeout": 10, "startup_timeout": 60}
     return Entry("v", version, "torchserve", folder.name, str(folder), workers, workers, options)
 
 
