@@ -182,12 +182,15 @@ def children(pid: int) -> list[int]:
     return sorted(found)
 
 
-def proportional_memory(pids: list[int]) -> float:
-    """Return the memory of processes in MiB; what several share is divided among them."""
+def proportional_memory(pids: list[int], kind: str = "Pss") -> float:
+    """Return the memory of processes in MiB; what several share is divided among them.
+
+    With the kind "Pss_Anon" without files, such as libraries, of which other processes take their share, too.
+    """
     total = 0
     for pid in pids:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        total += sum(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:"))
     return total / 1024
 
 

@@ -60,8 +60,8 @@ def swap(server: Live, count: int, pause: float = 0.0) -> Seen:
 
 
 def cycle(server: Live, file: str, name: str, count: int) -> list[float]:
-    """Register and remove an archive `count` times; return the memory of the workers, MiB, before and every ten times."""
-    memory = [live.proportional_memory(server.workers())]
+    """Register and remove an archive `count` times; return the workers' own memory, MiB, before and every ten times."""
+    memory = [live.proportional_memory(server.workers(), "Pss_Anon")]
     for number in range(1, count + 1):
         require(server, "POST", f"/models?url={file}&initial_workers={WORKERS}")
         status, _ = server.predict(name)
@@ -69,7 +69,7 @@ def cycle(server: Live, file: str, name: str, count: int) -> list[float]:
             raise RuntimeError(f"{name} answered {status}")
         require(server, "DELETE", f"/models/{name}")
         if number % 10 == 0:
-            memory.append(live.proportional_memory(server.workers()))
+            memory.append(live.proportional_memory(server.workers(), "Pss_Anon"))
     return memory
 
 
@@ -190,7 +190,7 @@ def show_cycles(folder: Path, count: int) -> None:
     with live.serving(folder, first, WORKERS) as server:
         memory = cycle(server, file, "wide", count)
         left = list((folder / "store" / STATE_FOLDER / "archives").iterdir())
-    print("memory of the workers (PSS, MiB), every ten cycles:", *(f"{value:.1f}" for value in memory))
+    print("memory of the workers (PSS without files, MiB), every ten cycles:", *(f"{value:.1f}" for value in memory))
     print(f"slope over the second half {slope(memory):.1f} KiB a cycle; {len(left) - 1} unpacked folders left over")
 
 
