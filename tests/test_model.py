@@ -6,13 +6,15 @@ import pytest
 
 from servekit.batcher import Backlog
 from servekit.config import Settings
+from servekit.desired import Entry
 from servekit.engines.echo import EchoEngine
 from servekit.errors import DeadlineExceeded, InvalidInput, ModelLoadError, Overloaded
 from servekit.handlers.base import Handler
-from servekit.model import Model, load_model
+from servekit.model import Model, load_entry, load_model
 from servekit.spec import ModelSpec
 from servekit.tensors import Tensors
 from tests import networks
+from tests.handler_archives import write
 from tests.test_spec import SPEC
 from tests.versions import edit, write_regressor
 from train.linear import LinearSettings
@@ -133,3 +135,16 @@ def test_onnx_is_taken_where_it_can_be(tmp_path: Path) -> None:
     load_model("linear", "2", plain, Settings(), Backlog(1))  # it has no ONNX file
     with pytest.raises(ModelLoadError, match="names no model.onnx under files"):
         load_model("linear", "2", plain, Settings(engine="onnx"), Backlog(1))
+
+
+def test_a_handler_that_never_starts_is_given_up(tmp_path: Path) -> None:
+    text = "import threading\nthreading.Event().wait()\ndef handle(data, context): return data"
+    folder = write(tmp_path / "model", handler=text)
+    (folder / "MAR-INF").mkdir()
+    (folder / "MAR-INF" / "MANIFEST.json").write_text('{"model": {"modelName": "m", "handler": "handler.py"}}')
+    options = {"handler": "handler.py", "startup_timeout": 1}
+    entry = Entry("m", "1.0", "torchserve", "m.mar", str(folder), 1, 1, options)
+    started = time.monotonic()
+    with pytest.raises(ModelLoadError, match="^The model m was not loaded within 1 seconds; "):
+        load_entry(entry, Settings(), Backlog(1))
+    assert time.monotonic() - started < 10
