@@ -22,8 +22,9 @@ def add_torchserve(app: LeanFlask, repository: Repository, properties: Propertie
     apis = {
         torchserve_inference: properties.inference_address,
         torchserve_management: properties.management_address,
-        torchserve_metrics: properties.metrics_address,
     }
+    if properties.enable_metrics_api:
+        apis[torchserve_metrics] = properties.metrics_address
     for api, address in apis.items():
         port = str(address.port)
         app.register_blueprint(api.bp, subdomain=port)

@@ -17,6 +17,8 @@ from servekit.tensors import Tensors, concatenate, row_count, slice_rows
 TOO_LATE = "The server was too busy to answer before the deadline; try again later."
 FULL = "The server is too busy to take this request; try again later."
 
+MAX_PARTS_BYTES = 16 * 2**20  # of an answer, given by the engine and not yet taken by the client
+
 Result = TypeVar("Result")
 
 _SMOOTHING = 0.1  # weight of the newest pass in the running average of its speed
@@ -58,17 +60,23 @@ class Parts:
 
     def __init__(self) -> None:
         self._parts: deque[bytes] = deque()
+        self._bytes = 0
         self.notify: Callable[[], None] = _nothing
 
     def put(self, part: bytes) -> None:
-        """Give the next part."""
+        """Give the next part; raise BufferError when the client has not taken too much of what came before."""
+        if self._bytes > MAX_PARTS_BYTES:
+            raise BufferError("the client takes its answer too slowly")
+        self._bytes += len(part)
         self._parts.append(part)
         self.notify()
 
     def take(self) -> Iterator[bytes]:
         """Take the parts that are there."""
         while self._parts:
-            yield self._parts.popleft()
+            part = self._parts.popleft()
+            self._bytes -= len(part)
+            yield part
 
 
 def _nothing() -> None:

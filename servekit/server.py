@@ -14,8 +14,6 @@ from servekit.hooks import Logger, child_exit, on_starting, post_fork, post_work
 from servekit.logs import ACCESS_FORMAT
 from servekit.torchserve.properties import Properties
 
-_WATCH_SECONDS = 30  # a worker whose loop is silent for so long is replaced
-
 
 def _torchserve() -> Properties | None:
     """Return TorchServe's settings if this server is to stand in for it; end the process if they cannot be read."""
@@ -42,7 +40,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 worker_class = "servekit.worker.Worker" if all(map(find_spec, ("greenlet", "httptools"))) else "gthread"
 threads = 16  # of gthread: they read and write while the network computes
 
-timeout = _WATCH_SECONDS
+timeout = 30  # a worker whose loop is silent for so long is replaced; what computes beside it has limits of its own
 graceful_timeout = 25  # below the 30 s after which orchestrators kill
 keepalive = 5
 
@@ -59,6 +57,4 @@ if _properties is not None:
     bind = [address.bind for address in _properties.addresses]
     # A model of its users is as large as they like: as many copies as they ask for, and one if they do not.
     workers = int(os.environ.get("WEB_CONCURRENCY") or _properties.default_workers_per_model or 1)
-    # A handler may take its whole time to load or to answer; only past that is its worker stuck.
-    timeout = max(_properties.default_startup_timeout, _properties.default_response_timeout) + _WATCH_SECONDS
     loglevel = _properties.log_level

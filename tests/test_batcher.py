@@ -4,7 +4,7 @@ import time
 import numpy as np
 import pytest
 
-from servekit.batcher import Backlog, Batcher, Job, run_pass, take_batch
+from servekit.batcher import MAX_PARTS_BYTES, Backlog, Batcher, Job, Parts, run_pass, take_batch
 from servekit.engines.echo import EchoEngine
 from servekit.errors import DeadlineExceeded, Overloaded
 from servekit.tensors import Tensors, row_count
@@ -155,3 +155,14 @@ def test_the_time_to_try_again_follows_from_what_waits_and_how_fast_it_goes() ->
         backlog.enter(11)
     assert refused.value.retry_after == 9  # 90 rows at a tenth of a second
     backlog.enter(10)
+
+
+def test_an_answer_that_its_client_does_not_take_is_bounded() -> None:
+    parts = Parts()
+    part = b"x" * (MAX_PARTS_BYTES // 4)
+    for _ in range(5):
+        parts.put(part)
+    with pytest.raises(BufferError, match="too slowly"):
+        parts.put(part)
+    assert len(list(parts.take())) == 5
+    parts.put(part)

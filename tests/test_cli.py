@@ -323,9 +323,9 @@ def test_the_settings_of_torchserve_become_those_of_gunicorn(tmp_path: Path) -> 
     text = Properties.parse("default_workers_per_model=3\ndefault_response_timeout=200\nlog_level=WARN").to_text()
     addresses = [f"127.0.0.1:{port}" for port in (8080, 8081, 8082)]
     found = settings_of_gunicorn(tmp_path, SERVEKIT_TORCHSERVE=text)
-    assert found == [*addresses, "3", "230", "warning"]
+    assert found == [*addresses, "3", "30", "warning"]
     found = settings_of_gunicorn(tmp_path, SERVEKIT_TORCHSERVE="enable_metrics_api=false", WEB_CONCURRENCY="2")
-    assert found == [*addresses[:2], "2", "150", "info"]
+    assert found == [*addresses[:2], "2", "30", "info"]
     assert settings_of_gunicorn(tmp_path, WEB_CONCURRENCY="2") == ["127.0.0.1:5001", "2", "30", "-"]
     assert " ".join(settings_of_gunicorn(tmp_path, SERVEKIT_TORCHSERVE="job_queue_size=0")) == (
         "servekit cannot start: job_queue_size=0 cannot be used; give a whole number from 1 on."
