@@ -56,7 +56,8 @@ _FIELD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t -~\x80-\xff]*")  # RFC 91
 _REASON = re.compile(r"[\t -~\x80-\xff]+")
 _SENDABLE = range(200, 1000)  # statuses that end an answer
 _FAMILIES = {2: "Success", 3: "Redirection", 4: "Client Error", 5: "Server Error"}  # of statuses without a phrase
-_FRAMING = frozenset(("content-length", "transfer-encoding", "connection", "x-request-id"))  # the server's own
+# the server's own
+_FRAMING = frozenset(("content-length", "transfer-encoding", "connection", "date", "server", "x-request-id"))
 _TOO_LARGE = "The request is too large; at most {limit} bytes and {parts} files or fields are read."
 _DAMAGED = "The form is damaged; it needs a boundary, and all its parts."
 _FAILED = "The server failed; its log says why, under the x-request-id of this answer."
