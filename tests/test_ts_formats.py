@@ -126,8 +126,11 @@ def save_onnx(path: Path) -> None:
 def test_onnx(tmp_path: Path) -> None:
     save_onnx(tmp_path / "model.onnx")
     for trusted_only in (False, True):
-        engine = start(tmp_path, "base_handler", {"serializedFile": "model.onnx"}, trusted_only=trusted_only)
+        packages = str(tmp_path / f"packages-{trusted_only}")
+        options = {"trusted_only": trusted_only, "requirements": packages}
+        engine = start(tmp_path, "base_handler", {"serializedFile": "model.onnx"}, **options)
         assert predict(engine, b"[5.0]") == [10.0]
+        assert (packages in sys.path) is not trusted_only
 
 
 @pytest.mark.skipif("SLOW_TESTS" not in os.environ, reason="compiles C++ for 20 seconds; set SLOW_TESTS")

@@ -74,7 +74,7 @@ class TorchServeEngine:
         self._lock = threading.Lock()
         self.threads: int | None = None  # of torch's arithmetic; None: as many as torch takes by itself
         ts.install()
-        packages = [Path(options["requirements"])] if options.get("requirements") else []
+        packages = [Path(options["requirements"])] if options.get("requirements") and self._imports_archive else []
         self._modules = Modules([self._folder, *packages])
         weakref.finalize(self, self._modules.forget)
         self._context = _context(self._folder, options, sink)
