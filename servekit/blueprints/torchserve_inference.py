@@ -7,6 +7,7 @@ from http import HTTPStatus
 import numpy as np
 from flask import Blueprint, Response, request
 
+from servekit import ts
 from servekit.batcher import Parts
 from servekit.config import ARRIVED
 from servekit.engines.torchserve import HandlerRequest
@@ -106,7 +107,7 @@ def describe_server() -> Response:
     """Name the server, for clients of the Open Inference Protocol."""
     _require_open_inference_protocol()
     # The misspelt member is TorchServe's.
-    return wire.answer({"name": "Torchserve", "version": openapi.VERSION, "extenstion": ["kserve", "kubeflow"]})
+    return wire.answer({"name": "Torchserve", "version": ts.__version__, "extenstion": ["kserve", "kubeflow"]})
 
 
 @route("/v2/health/<probe>")

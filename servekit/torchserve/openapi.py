@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-VERSION = "0.12.0"  # of TorchServe, whose APIs these are
+from servekit import ts
+
 TITLE = "TorchServe APIs"
 ABOUT = "TorchServe's APIs, served by servekit."
 
@@ -61,7 +62,7 @@ def management_of(name: str) -> dict[str, Any]:
     return _document(_ONE_MODEL, title=f"RESTful Management API for: {name}")
 
 
-def _document(operations: Iterable[Operation], title: str = TITLE, version: str = VERSION) -> dict[str, Any]:
+def _document(operations: Iterable[Operation], title: str = TITLE, version: str = ts.__version__) -> dict[str, Any]:
     info = {"title": title, "version": version}
     if title == TITLE:
         info = {"title": title, "description": ABOUT, "version": version}
