@@ -11,7 +11,7 @@ from servekit.errors import StartupError
 from servekit.lean import LeanFlask
 from servekit.model import ReportMetric, ignore_metric
 from servekit.repository import Repository
-from servekit.torchserve.properties import Properties
+from servekit.torchserve.properties import properties_of
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -20,7 +20,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     Raises StartupError, whose message names the file or setting and the remedy.
     """
     settings = settings or Settings.from_environ(os.environ)
-    properties = Properties.parse(settings.torchserve) if settings.torchserve else None
+    properties = properties_of(settings) if settings.torchserve else None
     report_metric: ReportMetric = ignore_metric
     if properties:
         from servekit.apis import add_torchserve, torchserve_reporter  # not for those who do not ask for it

@@ -105,6 +105,7 @@ class Worker(base.Worker):
 
     def run(self) -> None:
         """Turn until told to stop, then answer what has been accepted."""
+        os.register_at_fork(after_in_child=self._let_go)
         self.is_accepting = False
         self.accept_again_at = 0.0
         if self.board:
@@ -235,6 +236,11 @@ class Worker(base.Worker):
         if self.board and self.alive:
             self.board.note(len(self.clients), self.turn_began)
         return True
+
+    def _let_go(self) -> None:
+        """Close the listening sockets in a process that a model's code has forked: it would keep the port when we end."""
+        for listener in self.sockets:
+            listener.close()
 
     def _stop(self) -> None:
         """Take what waits in the accept queue, which this worker may be the last to see, and nothing after it."""

@@ -20,8 +20,8 @@ ACCEPTED = (
         statuses="200 200",
     ),
     Accepted(
-        "413 is `Content Too Large`, and the phrase of a status that nobody knows is its own.",
-        "So RFC 9110 has it; clients go by the number.",
+        "The phrase of 413 is Python's, and that of a status that nobody knows is its own.",
+        "Clients go by the number.",
         "reason",
         theirs=r"Request Entity Too Large|Server Error \(599\)|",
         statuses=r"(\d+) \1",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
+from servekit.config import Settings
 from servekit.errors import SettingError
 from servekit.torchserve import java
 
@@ -286,6 +287,17 @@ class Properties:
         parts = [f"{', '.join(unsupported)} (not supported)"] if unsupported else []
         parts += [f"{', '.join(unknown)} (not known)"] if unknown else []
         return f"These settings have no effect: {'; '.join(parts)}."
+
+
+def properties_of(settings: Settings) -> Properties:
+    """Return the properties that `settings` hand on. Where only trusted models are served no package is installed.
+
+    Raises SettingError.
+    """
+    properties = Properties.parse(settings.torchserve)
+    if settings.trusted_models_only:
+        return dataclasses.replace(properties, install_py_dep_per_model=False)
+    return properties
 
 
 _DEFAULTS = Properties()

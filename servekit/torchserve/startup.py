@@ -10,7 +10,7 @@ from servekit.desired import Entry
 from servekit.errors import StartupError
 from servekit.state import State
 from servekit.torchserve.entries import Loader, startup_entries
-from servekit.torchserve.properties import Properties
+from servekit.torchserve.properties import properties_of
 from servekit.torchserve.tokens import write_keys
 
 KEY_FILE = Path("key_file.json")  # in the folder that the server is started in, where TorchServe's scripts look for it
@@ -22,7 +22,7 @@ def prepare(settings: Settings, state: State) -> list[Entry]:
     Raises StartupError if the keys cannot be written, and for an archive that the operator has named and that cannot be
     served.
     """
-    properties = Properties.parse(settings.torchserve)
+    properties = properties_of(settings)
     _show_what_handlers_log()
     if not properties.disable_token_authorization:
         _write_keys(properties.token_expiration_min)
