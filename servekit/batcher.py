@@ -190,8 +190,8 @@ class Batcher:
 
     `is_long` says that a pass takes so long that an event loop should not wait for it. Such a pass may wait `max_delay`
     seconds for more rows, and when it has not come back after `max_seconds` (by default what the worker allows) it is
-    given up with its worker. `observe` is told of every pass: its rows, its seconds, and the seconds that the first of
-    them had waited.
+    given up with its worker, and `blame` told where it was. `observe` is told of every pass: its rows, its seconds, and
+    the seconds that the first of them had waited.
     """
 
     def __init__(
@@ -202,12 +202,14 @@ class Batcher:
         observe: Callable[[int, float, float], None] = lambda rows, seconds, wait: None,
         max_delay: float = 0.0,
         max_seconds: float | None = None,
+        blame: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.engine = engine
         self.max_batch_rows = max_batch_rows
         self.is_long = is_long
         self.max_delay = max_delay
         self.max_seconds = max_seconds
+        self.blame = blame
         self.observe = observe
 
     def __call__(self, tensors: Tensors, deadline: float) -> Tensors:

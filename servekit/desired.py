@@ -96,7 +96,7 @@ class Desired:
 
     def to_json(self) -> str:
         """Return the text that `from_json` reads."""
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False, indent=1)
+        return json.dumps(dataclasses.asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "Desired":

@@ -54,7 +54,10 @@ class Poller:
 
     def _serve(self, desired: Desired, name: str, version: int) -> None:
         entry = folder_entry(self._store, name, version, desired.workers)
-        files = _files(Path(entry.folder))
+        try:
+            files = _files(Path(entry.folder))
+        except OSError:  # it is being written, or removed: the next look comes soon
+            return
         if self._refused.get((name, version)) == files:
             return
         try:

@@ -192,6 +192,7 @@ def _load_archive(
         is_long=True,
         max_delay=options["max_batch_delay"] / 1000,
         max_seconds=options["response_timeout"],
+        blame=note_failure,
     )
 
 

@@ -26,7 +26,7 @@ from servekit.errors import (
     VersionNotFound,
     WorkersFailed,
 )
-from servekit.memory import free_garbage, memory_of
+from servekit.memory import free_garbage
 from servekit.metrics import observe_load_failure
 from servekit.model import Model, ReportMetric, ignore_metric, load_entry
 from servekit.state import Report, State
@@ -38,17 +38,6 @@ UNDO_SECONDS = 10.0  # for those that could load it to drop it again
 
 Key = tuple[str, str]  # name and version
 Step = Callable[[Desired], Desired]  # from what is desired to what is to be
-
-
-@dataclasses.dataclass(frozen=True)
-class WorkerStatus:
-    """A worker that lives: its start in seconds of the epoch, its memory in bytes, what it holds, what went wrong."""
-
-    pid: int
-    started: float
-    memory: int
-    loaded: frozenset[Key]
-    errors: Mapping[str, str]  # "name/version" -> sentence or traceback
 
 
 class Repository:
@@ -76,6 +65,9 @@ class Repository:
         for entry in desired.entries():
             if entry.workers and (model := self._begin_with(entry)):
                 models[entry.key], self._entries[entry.key] = model, entry
+        keys = {"/".join(entry.key) for entry in desired.entries()}
+        inherited = {key: text for key, text in state.inherited.items() if key in keys}
+        self._errors = inherited | self._errors
         self._show(models, desired)
         for model in self.models:  # not before all are loaded: a worker that ends here serves none of them
             model.meter.set_loaded()
@@ -139,12 +131,9 @@ class Repository:
         if not self._models:
             raise NotReady("No model is loaded.")
 
-    def workers(self) -> list[WorkerStatus]:
-        """Return the workers that live, in the order of their start."""
-        return [
-            WorkerStatus(each.pid, each.started, memory_of(each.pid), frozenset(each.loaded), each.errors)
-            for each in self._state.reports()
-        ]
+    def workers(self) -> list[Report]:
+        """Return what the workers that live say of themselves, in the order of their start."""
+        return self._state.reports()
 
     # Changing, for all workers. Each returns when every worker that lives has followed.
 
@@ -246,7 +235,10 @@ class Repository:
 
     def note_failure(self, name: str, version: str, text: str) -> None:
         """Keep `text`, a sentence or a traceback, as what went wrong last with a version; all workers can read it."""
-        self._errors[f"{name}/{version}"] = text
+        key = f"{name}/{version}"
+        if self._errors.get(key) == text:
+            return
+        self._errors[key] = text
         with self._reporting:
             self._state.report(self._report())
 
@@ -299,9 +291,10 @@ class Repository:
 
     def _failures(self, generation: int, loads: Sequence[Entry]) -> str:
         """Wait for all workers; return a sentence about those that could not follow, or ""."""
-        behind = self._state.wait(generation, LOAD_SECONDS)
+        seconds = max([LOAD_SECONDS, *(2.0 * entry.options.get("startup_timeout", 0) for entry in loads)])
+        behind = self._state.wait(generation, seconds)
         if behind:
-            return f"{behind} of the workers did not follow within {LOAD_SECONDS:.0f} seconds."
+            return f"{behind} of the workers did not follow within {seconds:.0f} seconds."
         keys = {entry.key for entry in loads if entry.workers}
         for worker in self._state.reports():
             for key in sorted(keys - set(worker.loaded)):

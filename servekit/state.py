@@ -15,6 +15,7 @@ import os
 import select
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 import threading
@@ -25,6 +26,7 @@ from pathlib import Path
 
 from servekit.desired import Desired, Entry
 from servekit.errors import Overloaded
+from servekit.memory import memory_of
 from servekit.spec import STATE_FOLDER
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,11 @@ class Report:
     loaded: tuple[tuple[str, str], ...] = ()
     errors: Mapping[str, str] = dataclasses.field(default_factory=dict)  # "name/version" -> sentence or traceback
 
+    @property
+    def memory(self) -> int:
+        """Its resident memory now, in bytes."""
+        return memory_of(self.pid)
+
 
 class State:
     """The desired state of one server, and what its workers have made of it; made before the fork."""
@@ -69,6 +76,7 @@ class State:
         self._leaves_at = math.inf  # when this worker gives up waiting, since it stops
         self._claims: dict[str, int] = {}
         self._master = os.getpid()
+        self.inherited: Mapping[str, str] = {}  # what went wrong in the worker that had this one's slot before
         self._known = Desired()
         self.write(self._known)
 
@@ -77,14 +85,18 @@ class State:
         """Return a new state, beside the models in `store` if that can be written and no other server's state is there."""
         try:
             folder = store.resolve() / STATE_FOLDER
-            folder.mkdir(mode=0o700, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
+            _require_own(folder)
             owner = _try_lock(folder / _OWNER)
             if owner is None:
                 raise BlockingIOError
-            for left_over in folder.iterdir():  # of a server that was killed
-                if left_over.name != _OWNER:
-                    shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
-            state = cls(folder, slots)
+            try:
+                _clear(folder)
+                state = cls(folder, slots)
+            except BaseException:
+                os.close(owner)
+                raise
             weakref.finalize(state, os.close, owner)  # the lock lasts as long as a process of this server
         except OSError:  # it does not exist, is read-only, full, or another server's
             folder = Path(tempfile.mkdtemp(prefix="servekit-state-"))
@@ -120,12 +132,7 @@ class State:
         """Make `desired` what should be served, and return its generation; whoever calls this holds the lock."""
         generation = max(self._generation[0], desired.generation) + 1
         desired = dataclasses.replace(desired, generation=generation)
-        path, new = self.folder / _DESIRED, self.folder / f"{_DESIRED}.{os.getpid()}"
-        with new.open("w", encoding="utf-8") as file:
-            file.write(desired.to_json())
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
+        _write(self.folder / _DESIRED, desired.to_json(), syncs=True)
         self._known = desired
         self._generation[0] = generation
         if self._workers[0] != desired.workers:
@@ -166,6 +173,8 @@ class State:
                 raise RuntimeError("there are more workers than slots")
             self._applied[self._slot] = _NOT_YET
             self._pids[self._slot] = os.getpid()
+        with contextlib.suppress(OSError, ValueError):  # nobody was here before
+            self.inherited = _read_report(self._report_path(self._slot)).errors
 
     def leave(self) -> None:
         """Note that this worker stops: nobody waits for it any more, and another may start in its place."""
@@ -188,11 +197,8 @@ class State:
         with self._slot_lock:
             if self._slot is None:
                 return
-            path = self.folder / f"worker-{self._slot}.json"
-            new = path.with_suffix(f".{os.getpid()}.{time.monotonic_ns()}")
             try:
-                new.write_text(json.dumps(dataclasses.asdict(report)), encoding="utf-8")
-                new.replace(path)
+                _write(self._report_path(self._slot), json.dumps(dataclasses.asdict(report)))
             except OSError as error:  # the disk is full: serving goes on
                 log.warning("What this worker holds cannot be written down: %s", error.strerror)
 
@@ -276,6 +282,9 @@ class State:
             with contextlib.suppress(ProcessLookupError):  # it is gone, and this worker is about to find out
                 os.kill(self._master, signal.SIGCHLD)
 
+    def _report_path(self, slot: int) -> Path:
+        return self.folder / f"worker-{slot}.json"
+
     def _expected(self) -> int:
         return min(self.workers + self._extra[0], self._slots)  # a private state has but one
 
@@ -302,11 +311,12 @@ def read_desired(folder: Path) -> Desired:
 
 def read_reports(folder: Path) -> list[Report]:
     """Return what workers have written in `folder`, in the order of their start; some may have ended since."""
-    reports = []
-    for path in folder.glob("worker-*.json"):
-        value = json.loads(path.read_text(encoding="utf-8"))
-        reports.append(Report(**{**value, "loaded": tuple(map(tuple, value["loaded"]))}))
-    return sorted(reports, key=lambda report: report.started)
+    return sorted(map(_read_report, folder.glob("worker-*.json")), key=lambda report: report.started)
+
+
+def _read_report(path: Path) -> Report:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    return Report(**{**value, "loaded": tuple(map(tuple, value["loaded"]))})
 
 
 def is_served(store: Path) -> bool:
@@ -327,6 +337,35 @@ def _try_lock(path: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def _require_own(folder: Path) -> None:
+    """Raise OSError unless `folder` is one, and ours alone: what lies there names the code that is loaded."""
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise PermissionError(f"{folder} is not a folder of this user")
+    folder.chmod(0o700)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a server that was killed has left, and never what lies elsewhere."""
+    for left_over in folder.iterdir():
+        if left_over.is_dir() and not left_over.is_symlink():
+            shutil.rmtree(left_over)
+        elif left_over.name != _OWNER:
+            left_over.unlink()
+
+
+def _write(path: Path, text: str, syncs: bool = False) -> None:
+    """Write a file that is there whole or not at all, for this user only; with `syncs` even if the machine stops."""
+    new = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        if syncs:
+            os.fsync(descriptor)
+    new.replace(path)
 
 
 def _bell() -> tuple[int, int]:

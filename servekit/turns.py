@@ -18,7 +18,7 @@ from typing import Any
 
 from greenlet import getcurrent, greenlet
 
-from servekit.batcher import FULL, Job, Parts, Result, due, expire, run_pass, take_batch
+from servekit.batcher import FULL, Batcher, Job, Parts, Result, due, expire, run_pass, take_batch
 from servekit.errors import Overloaded
 
 MAX_FREE = 256  # greenlets kept for later requests; each holds a block of 16 KB for its Python frames
@@ -187,6 +187,11 @@ class Turns:
         """When the pass in the thread began, infinity if none runs, and how many seconds its model gives it."""
         return self._thread.began, self._thread.max_seconds
 
+    def blame(self, text: str) -> None:
+        """Tell the model whose pass runs in the thread, if one does, that the worker ends for it, and where it was."""
+        if (batcher := self._thread.batcher) is not None:
+            batcher.blame(text)
+
     def turn(self) -> None:
         """Finish what the thread has done, run one pass of what waits here, and go on with who gave way."""
         while not self._errands.empty():
@@ -226,6 +231,7 @@ class LongPasses:
         self._is_started = False
         self.began = math.inf  # the pass that runs
         self.max_seconds: float | None = None  # that its model gives it
+        self.batcher: Batcher | None = None  # of it
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Add jobs to the end of the line."""
@@ -279,7 +285,8 @@ class LongPasses:
             self._changed.wait(None if until == math.inf else until - now)
 
     def _run(self, batch: list[Job]) -> None:
-        self.began, self.max_seconds = time.monotonic(), batch[0].batcher.max_seconds
+        self.batcher = batch[0].batcher
+        self.began, self.max_seconds = time.monotonic(), self.batcher.max_seconds
         try:
             run_pass(batch)
         except BaseException as error:  # noqa: B036 - raised again in the requests, where it does what it would do in the loop
@@ -287,7 +294,7 @@ class LongPasses:
                 if not job.done:
                     job.fail(error)
         finally:
-            self.began = math.inf
+            self.began, self.batcher = math.inf, None
 
 
 def _nothing() -> None:

@@ -336,9 +336,13 @@ class Worker(base.Worker):
                 if thread != self.watchdog.thread_id
             ]
             where = "\n".join(stacks)
-            words = ("Nothing has come back for %.1f s; this worker ends. It was here:\n%s", seconds, where)
-            # What hangs may hold the lock of the log.
-            writer = threading.Thread(target=self.log.critical, args=words, daemon=True)
+            words = f"Nothing has come back for {seconds:.1f} s; this worker ends. It was here:\n{where}"
+
+            def speak() -> None:
+                self.turns.blame(words)
+                self.log.critical("%s", words)
+
+            writer = threading.Thread(target=speak, daemon=True)  # what hangs may hold the lock of the log
             writer.start()
             writer.join(LAST_WORDS_SECONDS)
         finally:

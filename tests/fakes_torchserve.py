@@ -26,7 +26,7 @@ from servekit.errors import (
     VersionNotFound,
 )
 from servekit.lean import LeanFlask
-from servekit.repository import WorkerStatus
+from servekit.state import Report
 from servekit.tensors import Tensors
 from servekit.torchserve import registry
 from servekit.torchserve.properties import Properties
@@ -126,9 +126,9 @@ class FakeRepository:
         self._desired = self._desired.with_entry(Entry(**values))
         return granted
 
-    def workers(self) -> list[WorkerStatus]:
-        loaded = frozenset(entry.key for entry in self._desired.entries() if entry.workers and not self.is_loading)
-        return [WorkerStatus(pid, STARTED, 4096, loaded, self.errors) for pid in (202, 101)]
+    def workers(self) -> list[Report]:
+        loaded = tuple(entry.key for entry in self._desired.entries() if entry.workers and not self.is_loading)
+        return [Report(pid, STARTED, loaded, self.errors) for pid in (10**9 + 2, 10**9 + 1)]
 
     def archive_folder(self) -> Path:
         self.folder.mkdir(exist_ok=True)

@@ -389,3 +389,17 @@ def test_workers_end_with_a_master_that_is_killed_and_the_next_start_is_clean(tm
     with live.serving(tmp_path, "v-1.0.mar", workers=2) as server:
         assert [entry.key for entry in read_desired(tmp_path / "store" / ".servekit").entries()] == [("v", "1.0")]
         assert said_by(server) == {"1.0"} and unpacked(tmp_path) == 1
+
+
+def test_a_batch_that_never_comes_back_is_told_of_in_the_description_of_its_model(tmp_path: Path) -> None:
+    code = "import time\n\ndef handle(data, context):\n    while data:\n        time.sleep(0.1)\n"
+    model = {"modelName": "stuck", "handler": "handler.py"}
+    archive = live.write_archive(tmp_path / "store", "stuck.mar", model, {"handler.py": code.encode()})
+    with live.serving(tmp_path) as server:
+        before = server.workers()
+        swaps.require(server, "POST", f"/models?url={archive}&initial_workers=1&response_timeout=1")
+        status, answer = server.predict("stuck")
+        assert (status, answer["message"]) == (500, "Worker died.")
+        assert wait_for(lambda: len(server.workers()) == 1 and server.workers() != before, seconds=SOON)
+        (description,) = swaps.require(server, "GET", "/models/stuck")
+        assert "handler.py" in description["lastError"] and "Nothing has come back" in description["lastError"]

@@ -278,3 +278,33 @@ def test_the_server_outlives_the_folder_of_its_state(tmp_path: Path) -> None:
     shutil.rmtree(state.folder)
     state.forget(os.getpid())
     assert list(state.read().models) == ["linear"]
+
+
+def test_what_the_state_folder_points_to_is_left_alone(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    (victim / "folder").mkdir(parents=True)
+    (victim / "file").write_text("kept")
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / ".servekit").symlink_to(victim)
+    assert victim not in State.create(store, 1).folder.parents
+    (store / ".servekit").unlink()
+    (store / ".servekit").mkdir(mode=0o777)
+    (store / ".servekit").chmod(0o777)
+    (store / ".servekit" / "link").symlink_to(victim)
+    state = State.create(store, 1)
+    assert state.folder.parent == store and state.folder.stat().st_mode & 0o777 == 0o700
+    assert {path.name for path in victim.iterdir()} == {"folder", "file"}
+    assert all(path.stat().st_mode & 0o077 == 0 for path in state.folder.iterdir())
+
+
+def test_a_worker_inherits_what_went_wrong_in_the_one_before(tmp_path: Path) -> None:
+    state = State.create(tmp_path, 1)
+    if not (child := os.fork()):
+        state.join()
+        state.note(1, Report(os.getpid(), 1.0, (), {"linear/1": "it never came back"}))
+        os._exit(1)
+    os.waitpid(child, 0)
+    state.forget(child)
+    state.join()
+    assert state.inherited == {"linear/1": "it never came back"}

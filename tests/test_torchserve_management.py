@@ -193,7 +193,7 @@ def test_a_description_has_the_fields_of_the_contract_in_their_order(tmp_path: P
     client.post("/models?url=noop.mar&initial_workers=2&batch_size=4&max_batch_delay=50")
     described = client.get("/models/noop").get_json()
     started = time.strftime("%Y-%m-%dT%H:%M:%S.801Z", time.localtime(STARTED))
-    worker = {"startTime": started, "status": "READY", "memoryUsage": 4096}
+    worker = {"startTime": started, "status": "READY", "memoryUsage": 0}
     expected = {
         "modelName": "noop",
         "modelVersion": "1.0",
@@ -220,8 +220,8 @@ def test_a_description_has_the_fields_of_the_contract_in_their_order(tmp_path: P
         "maxSequenceJobQueueSize": 0,
         "loadedAtStartup": False,
         "workers": [
-            {"id": "9000", **worker, "pid": 101, "gpu": False, "gpuUsage": "N/A"},
-            {"id": "9001", **worker, "pid": 202, "gpu": False, "gpuUsage": "N/A"},
+            {"id": "9000", **worker, "pid": 10**9 + 1, "gpu": False, "gpuUsage": "N/A"},
+            {"id": "9001", **worker, "pid": 10**9 + 2, "gpu": False, "gpuUsage": "N/A"},
         ],
         "jobQueueStatus": {"remainingCapacity": 7, "pendingRequests": 3},
     }

@@ -11,7 +11,7 @@ from servekit.desired import Entry
 from servekit.engines.torchserve import HandlerRequest, Parameter
 from servekit.errors import ModelNotFound, NotReady
 from servekit.logs import request_id
-from servekit.repository import WorkerStatus
+from servekit.state import Report
 from servekit.torchserve.registration import parse_integer
 from servekit.torchserve.registry import Registry, is_archive
 
@@ -94,7 +94,7 @@ def _describe(registry: Registry, entry: Entry) -> dict[str, Any]:
     }
 
 
-def _workers(workers: Sequence[WorkerStatus], entry: Entry, first_id: int, on_gpu: bool) -> list[dict[str, Any]]:
+def _workers(workers: Sequence[Report], entry: Entry, first_id: int, on_gpu: bool) -> list[dict[str, Any]]:
     """Describe the server's workers, all of which hold, or are about to hold, a model that has any."""
     if not entry.workers:
         return []
@@ -121,7 +121,7 @@ def _state_of(registry: Registry, entry: Entry) -> tuple[int, str]:
     return model.waiting, "gpu" if model.device.startswith("cuda") else "cpu"
 
 
-def _last_error(workers: Sequence[WorkerStatus], entry: Entry) -> str | None:
+def _last_error(workers: Sequence[Report], entry: Entry) -> str | None:
     """Return the last traceback of the handler, or why a worker could not load it; None if all is well."""
     found = [worker.errors.get(f"{entry.name}/{entry.version}") for worker in workers]
     return next(filter(None, found), None)
