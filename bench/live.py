@@ -61,6 +61,10 @@ class Wide(BaseHandler):
 """
 
 
+# Settings of other servers, and what would make this one count its lines.
+_OTHERS = ("SERVEKIT_", "GUNICORN_", "TS_", "COVERAGE_")
+
+
 class Live:
     """A server that runs, with two ports: one for predictions, one to manage it."""
 
@@ -146,7 +150,7 @@ def serving(folder: Path, load: str = "none", workers: int = 1, **variables: str
     (folder / "config.properties").write_text("\n".join(lines) + "\n")
     command = [sys.executable, "-m", "servekit", "torchserve", "--start", "--foreground", "--ncs"]
     command += ["--model-store", "store", "--ts-config", "config.properties", "--pid-file", "pid", "--models", load]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SERVEKIT_", "GUNICORN_", "TS_"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_OTHERS)}
     environ = kept | {"PYTHONPATH": str(ROOT)} | variables
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(command, cwd=folder, env=environ, stdout=log, stderr=subprocess.STDOUT)

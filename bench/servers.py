@@ -22,7 +22,7 @@ STOP_SECONDS = 5.0
 REST_SECONDS = 1.0  # between the last answer and the measurement of an idle server
 SETTLE_SECONDS = 15.0  # that the other workers may go on loading after the first good answer
 GOOD = rb'"predicted_class":\s*7\b'  # the digit of bench/cases.py
-_OURS = ("SERVEKIT_", "GUNICORN_", "WEB_CONCURRENCY", "OMP_", "MKL_", "OPENBLAS_", "MAKE", "MFLAGS", "PYTHON")
+_OURS = ("SERVEKIT_", "GUNICORN_", "WEB_CONCURRENCY", "OMP_", "MKL_", "OPENBLAS_", "MAKE", "MFLAGS", "PYTHON", "COVERAGE_")
 
 
 class ServerFailed(Exception):

@@ -42,7 +42,7 @@ class Reader:
             TMPDIR=str(self.temporary),
             XDG_CACHE_HOME=str(home / "cache"),
         )
-        for name in ("TS_CONFIG_FILE", "LOG_LOCATION", "METRICS_LOCATION", "PYTHONUNBUFFERED"):
+        for name in ("TS_CONFIG_FILE", "LOG_LOCATION", "METRICS_LOCATION", "PYTHONUNBUFFERED", "COVERAGE_PROCESS_CONFIG"):
             self.variables.pop(name, None)
         self.ports = dict(zip(BOOK_PORTS, free_ports(len(BOOK_PORTS)), strict=True))
 

@@ -1,3 +1,4 @@
+import threading
 import time
 from pathlib import Path
 
@@ -138,7 +139,7 @@ def test_onnx_is_taken_where_it_can_be(tmp_path: Path) -> None:
 
 
 def test_a_handler_that_never_starts_is_given_up(tmp_path: Path) -> None:
-    text = "import threading\nthreading.Event().wait()\ndef handle(data, context): return data"
+    text = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)\ndef handle(data, context): return data"
     folder = write(tmp_path / "model", handler=text)
     (folder / "MAR-INF").mkdir()
     (folder / "MAR-INF" / "MANIFEST.json").write_text('{"model": {"modelName": "m", "handler": "handler.py"}}')
@@ -148,3 +149,7 @@ def test_a_handler_that_never_starts_is_given_up(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="^The model m was not loaded within 1 seconds; "):
         load_entry(entry, Settings(), Backlog(1))
     assert time.monotonic() - started < 10
+    (folder / "go").touch()
+    (loading,) = (thread for thread in threading.enumerate() if thread.name == "servekit-load")
+    loading.join(10)
+    assert not loading.is_alive()
