@@ -1,6 +1,8 @@
 """TorchServe's APIs through the whole application: real archives, the real repository, a port for each API."""
 
 import json
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from tests.fakes_torchserve import error_of
 
 INFERENCE, MANAGEMENT, METRICS = (f"http://127.0.0.1:{port}" for port in (8080, 8081, 8082))
 HANDLER = """
+import os
 import time
 
 class Doubler:
@@ -19,8 +22,8 @@ class Doubler:
         name = context.manifest["model"]["modelName"]
         if name == "broken":
             raise ValueError("it is broken")
-        if name == "endless":
-            time.sleep(3600)
+        while name == "endless" and not os.path.exists("go"):
+            time.sleep(0.01)
 
     def handle(self, data, context):
         if context.get_request_header(0, "describe") == "True":
@@ -30,8 +33,8 @@ class Doubler:
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> FlaskClient:
-    """A client of the application; its model store holds three archives, and each test leaves none registered."""
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model store with three archives."""
     store = tmp_path_factory.mktemp("store")
     for name in ("doubler", "broken", "endless"):
         folder = store / name
@@ -39,6 +42,12 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> FlaskClient:
         (folder / f"{name}_handler.py").write_text(HANDLER)
         manifest = {"model": {"modelName": name, "modelVersion": "1.0", "handler": f"{name}_handler.py"}}
         (folder / "MAR-INF" / "MANIFEST.json").write_text(json.dumps(manifest))
+    return store
+
+
+@pytest.fixture(scope="module")
+def client(store: Path) -> FlaskClient:
+    """A client of the application; each test leaves no model registered."""
     properties = f"model_store={store}\ndisable_token_authorization=true\nenable_model_api=true"
     return create_app(Settings(model_store=store, torchserve=properties)).test_client()
 
@@ -82,11 +91,15 @@ def test_a_model_that_cannot_be_loaded_changes_nothing(client: FlaskClient) -> N
     client.delete("/models/broken", MANAGEMENT)
 
 
-def test_a_model_that_does_not_load_in_time_holds_up_no_other(client: FlaskClient) -> None:
+def test_a_model_that_does_not_load_in_time_holds_up_no_other(client: FlaskClient, store: Path) -> None:
     response = client.post("/models?url=endless&initial_workers=1&startup_timeout=1", MANAGEMENT)
     assert error_of(response)[::2] == (500, "Failed to start workers for model endless version: 1.0")
     assert client.post("/models?url=doubler&initial_workers=1", MANAGEMENT).status_code == 200
     client.delete("/models/doubler", MANAGEMENT)
+    (store / "endless" / "go").touch()
+    for loading in [thread for thread in threading.enumerate() if thread.name == "servekit-load"]:
+        loading.join(10)
+        assert not loading.is_alive()
 
 
 def test_each_address_answers_its_own_routes_only(client: FlaskClient) -> None:
