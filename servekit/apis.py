@@ -1,13 +1,30 @@
 """APIs that have addresses of their own; what they take is imported only where they are asked for."""
 
 from servekit import ext, gateway
-from servekit.blueprints import ops, torchserve_inference, torchserve_management, torchserve_metrics
+from servekit.blueprints import (
+    azure,
+    ops,
+    sagemaker,
+    torchserve_inference,
+    torchserve_management,
+    torchserve_metrics,
+    vertex,
+)
+from servekit.config import Settings
 from servekit.lean import LeanFlask
 from servekit.model import ReportMetric
+from servekit.platforms import AZURE, MLFLOW, SAGEMAKER, VERTEX
 from servekit.repository import Repository
 from servekit.torchserve import exposition, registry, wire
 from servekit.torchserve.properties import Properties
 from servekit.torchserve.startup import KEY_FILE, packages_folder
+
+_PLATFORMS = {SAGEMAKER: sagemaker, MLFLOW: sagemaker, VERTEX: vertex, AZURE: azure}
+
+
+def add_platform(app: LeanFlask, settings: Settings) -> None:
+    """Add the contract of the cloud that this server runs in."""
+    app.register_blueprint(_PLATFORMS[settings.platform].bp)
 
 
 def torchserve_reporter(properties: Properties) -> ReportMetric:

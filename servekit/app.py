@@ -5,11 +5,12 @@ import os
 from flask import Flask
 
 from servekit import ext, hooks, metrics, middleware
-from servekit.blueprints import linear, mnist, ops, predict
+from servekit.blueprints import linear, mnist, open_inference, ops, predict, predictions, tensorflow_serving
 from servekit.config import Settings
 from servekit.errors import StartupError
 from servekit.lean import LeanFlask
 from servekit.model import ReportMetric, ignore_metric
+from servekit.platforms import AUTO, NONE
 from servekit.repository import Repository
 from servekit.torchserve.properties import properties_of
 
@@ -31,8 +32,12 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = LeanFlask("servekit", static_folder=None)
     ext.init_app(app, settings, repository)
     metrics.init_app(app)
-    for blueprint in (predict.bp, linear.bp, mnist.bp, ops.bp):
-        app.register_blueprint(blueprint)
+    for room in (predict, linear, mnist, ops, tensorflow_serving, open_inference, predictions):
+        app.register_blueprint(room.bp)
+    if settings.platform not in (AUTO, NONE):
+        from servekit.apis import add_platform
+
+        add_platform(app, settings)
     if properties:
         add_torchserve(app, repository, properties)
     app.wsgi_app = middleware.stack(app.wsgi_app, settings)  # type: ignore[assignment,method-assign]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from servekit.errors import SettingError
+from servekit.platforms import NONE, PLATFORMS, platform_of
 
 PREFIX = "SERVEKIT_"
 MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"  # the Prometheus client's variable: the folder that workers share
@@ -30,6 +31,9 @@ class Settings:
     data_dir: Path = Path("data/mnist")  # where train/ looks for MNIST's four files
     poll_seconds: float = 0.0  # between two looks at the store for new versions; 0: only at the start and on SIGHUP
     max_workers: int = 16  # to which requests may raise their number: each costs memory
+    default_model: str = ""  # answers where an address names no model; empty: the only one, if there is only one
+    management: bool = False  # let requests load and unload models: whoever can send one can change what is served
+    platform: str = "auto"  # the cloud whose contract is served: by its environment variables, or its name, or "none"
     trusted_models_only: bool = False  # refuse model files that can run code when they are loaded
     torchserve: str = ""  # TorchServe's properties, a line each, as `servekit torchserve` hands them on; empty: off
     engine: str = "auto"  # "onnx", "torch", or auto: ONNX where its package and the model's file are there
@@ -44,6 +48,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         _require(self.engine in ENGINES, "engine", "one of: " + ", ".join(ENGINES))
+        _require(self.platform in PLATFORMS, "platform", "one of: " + ", ".join(PLATFORMS))
         _require(0 <= self.poll_seconds < math.inf, "poll_seconds", "a number of seconds, or 0")
         _require(self.max_workers > 0, "max_workers", "a number above 0")
         _require(self.max_body_bytes > 0, "max_body_bytes", "a number of bytes above 0")
@@ -57,7 +62,8 @@ class Settings:
     def from_environ(cls, environ: Mapping[str, str]) -> "Settings":
         """Read `SERVEKIT_*` from `environ`.
 
-        Raises SettingError for an unknown variable, naming the nearest one, and for a value that cannot be read.
+        The platform becomes the one that is recognised, and its folder the model store if none is named. Raises
+        SettingError for an unknown variable, naming the nearest one, and for a value that cannot be read.
         """
         fields = {field.name: field for field in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
@@ -68,7 +74,11 @@ class Settings:
             if name not in fields:
                 raise SettingError(unknown_name("setting", variable, (PREFIX + field.upper() for field in fields), PREFIX))
             values[name] = _read(name, type(fields[name].default), environ[variable])
-        return cls(**values)
+        settings = cls(**values)
+        platform = platform_of(environ, settings.platform)
+        store = settings.model_store if platform.models is None or "model_store" in values else platform.models
+        name = settings.platform if platform.name == NONE else platform.name
+        return dataclasses.replace(settings, platform=name, model_store=store)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], prefix: str = "") -> str:

@@ -6,10 +6,7 @@ Standard library only: the master imports this.
 import dataclasses
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-from servekit.spec import scan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +19,7 @@ class Entry:
 
     name: str
     version: str
-    format: str  # "servekit": a folder with model.json; "torchserve": an unpacked archive
+    format: str  # "servekit": a folder with model.json; "torchserve": an unpacked archive; see servekit/loading.py
     source: str  # as the operator named it
     folder: str  # where it lies, absolute
     workers: int = 1
@@ -107,14 +104,3 @@ class Desired:
             for name, versions in value["models"].items()
         }
         return cls(value["generation"], models, value["defaults"])
-
-
-def newest_entries(store: Path, workers: int = 1) -> list[Entry]:
-    """Return the newest version of every model in the store, to be loaded by so many workers."""
-    return [folder_entry(store, name, versions[-1], workers) for name, versions in scan(store).items()]
-
-
-def folder_entry(store: Path, name: str, version: int, workers: int) -> Entry:
-    """Return the entry of a version folder of the store."""
-    folder = store.resolve() / name / str(version)
-    return Entry(name, str(version), "servekit", f"{name}/{version}", str(folder), workers, workers)

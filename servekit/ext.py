@@ -9,14 +9,15 @@ from flask import Flask, Response, current_app, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from servekit.config import Settings
-from servekit.errors import OutOfMemory, RequestError
+from servekit.errors import ModelNotFound, OutOfMemory, RequestError
 from servekit.middleware import DEADLINE
+from servekit.model import Model
 from servekit.payload import MAX_PARTS, BodyInMemory, Payload
 from servekit.repository import Repository
 
 log = logging.getLogger(__name__)
 
-_KEY, _DRESSES = "servekit", "servekit.dresses"
+_KEY, _SETTINGS, _DRESSES = "servekit", "servekit.settings", "servekit.dresses"
 _SENTENCES = {
     HTTPStatus.NOT_FOUND: "There is nothing at this address; POST to /predict, or GET /health.",
     HTTPStatus.METHOD_NOT_ALLOWED: "This address does not take that method; the Allow header lists those it takes.",
@@ -26,7 +27,7 @@ _SENTENCES = {
 
 def init_app(app: Flask, settings: Settings, repository: Repository) -> None:
     """Give `app` its models, its limits and the one shape of its errors."""
-    app.extensions[_KEY], app.extensions[_DRESSES] = repository, {}
+    app.extensions.update({_KEY: repository, _SETTINGS: settings, _DRESSES: {}})
     app.request_class = BodyInMemory
     app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = settings.max_body_bytes
     app.config["MAX_FORM_PARTS"] = MAX_PARTS
@@ -53,6 +54,25 @@ def repository() -> Repository:
 def repository_of(app: Flask) -> Repository:
     """Return the models that `app` serves."""
     return cast(Repository, app.extensions[_KEY])
+
+
+def settings() -> Settings:
+    """Return the settings of this server."""
+    return cast(Settings, current_app.extensions[_SETTINGS])
+
+
+def default_model() -> Model:
+    """Return the model that answers where an address names none: the one of the settings, or the only one.
+
+    Raises as `Repository.get` does, and ModelNotFound if there are several.
+    """
+    if name := settings().default_model:
+        return repository().get(name)
+    names = sorted(repository().desired().models)
+    if len(names) != 1:
+        there = ", ".join(names) or "none"
+        raise ModelNotFound(f"One model should answer here, and there are: {there}; set SERVEKIT_DEFAULT_MODEL to one.")
+    return repository().get(names[0])
 
 
 def deadline() -> float:

@@ -6,11 +6,12 @@ import time
 from pathlib import Path
 
 from servekit.config import Settings
-from servekit.desired import Desired, folder_entry
+from servekit.desired import Desired
 from servekit.errors import ModelLoadError, Overloaded, WorkersFailed
 from servekit.repository import Repository
 from servekit.spec import scan
 from servekit.state import State
+from servekit.stores import folder_entry
 
 log = logging.getLogger(__name__)
 

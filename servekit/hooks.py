@@ -25,10 +25,11 @@ from gunicorn.workers.base import Worker
 import servekit
 from servekit.config import MULTIPROCESS_DIR, Settings
 from servekit.crew import follow_number, keep_number
-from servekit.desired import Desired, newest_entries
+from servekit.desired import Desired
 from servekit.errors import Overloaded, StartupError
 from servekit.logs import ACCESS_LOGGER, TextFormatter, configure_handler, is_worth_a_line
 from servekit.state import State
+from servekit.stores import entries_of
 
 SLOTS_PER_WORKER = 3  # those that start while others stop, and some to spare
 NO_EXIT_STATUS = -1
@@ -324,7 +325,7 @@ def _prepare_state(server: Arbiter, settings: Settings) -> None:
 
         entries = [entry.limited(settings.max_workers) for entry in prepare(settings, state)]
     else:
-        entries = newest_entries(settings.model_store, server.num_workers)
+        entries = entries_of(settings, server.num_workers)
     state.write(Desired.of(entries))
     if entries or settings.torchserve:  # else the workers are about to say what is missing
         server.num_workers = state.workers
@@ -353,7 +354,7 @@ def _look_again(workers: int) -> str:
     settings = Settings.from_environ(os.environ)
     try:
         with _state.change(RELOAD_PATIENCE_SECONDS) as desired:
-            fresh = Desired.of(newest_entries(settings.model_store, workers), desired.generation)
+            fresh = Desired.of(entries_of(settings, workers), desired.generation)
             _state.write(fresh, wakes=False)
     except Overloaded as error:
         return str(error)

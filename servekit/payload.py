@@ -13,7 +13,7 @@ from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 from werkzeug.utils import cached_property
 
-from servekit.codecs import parse_json
+from servekit.codecs.values import parse_json
 from servekit.errors import InvalidInput, PayloadTooLarge, UnsupportedMediaType
 
 FORM = "application/x-www-form-urlencoded"

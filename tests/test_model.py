@@ -11,7 +11,8 @@ from servekit.desired import Entry
 from servekit.engines.echo import EchoEngine
 from servekit.errors import DeadlineExceeded, InvalidInput, ModelLoadError, Overloaded
 from servekit.handlers.base import Handler
-from servekit.model import Model, load_entry, load_model
+from servekit.loading import load_entry, load_model
+from servekit.model import Model
 from servekit.spec import ModelSpec
 from servekit.tensors import Tensors
 from tests import networks

@@ -6,7 +6,7 @@ import numpy as np
 from flask import Blueprint
 
 from servekit import ext
-from servekit.codecs import finite, parse_number
+from servekit.codecs.values import finite, parse_number
 from servekit.errors import InvalidInput
 
 bp = Blueprint("linear", __name__)

@@ -5,7 +5,7 @@ from typing import Any
 from flask import Blueprint
 
 from servekit import ext
-from servekit.codecs import decode_base64
+from servekit.codecs.values import decode_base64
 from servekit.errors import InvalidInput
 from servekit.payload import Payload, Upload
 from servekit.tensors import Tensors, bytes_tensor

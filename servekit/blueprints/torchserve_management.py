@@ -5,7 +5,7 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from servekit.codecs import parse_json
+from servekit.codecs.values import parse_json
 from servekit.errors import InvalidInput
 from servekit.torchserve import openapi, wire
 from servekit.torchserve.access import bound_body, guarded, open_to_all, require_key

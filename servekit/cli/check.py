@@ -13,7 +13,7 @@ from servekit.batcher import Backlog
 from servekit.config import Settings
 from servekit.desired import Entry
 from servekit.errors import ModelLoadError, ServekitError
-from servekit.model import load_entry
+from servekit.loading import load_entry
 from servekit.spec import FILE_NAME, read_spec
 from servekit.torchserve.entries import Loader
 from servekit.torchserve.properties import Properties

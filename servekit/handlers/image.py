@@ -1,8 +1,10 @@
 """Encoded pictures in, a class and its probability out."""
 
+import dataclasses
 import io
 import logging
 import warnings
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +12,8 @@ from PIL import ExifTags, Image, ImageOps, ImageStat
 
 from servekit.errors import InvalidInput
 from servekit.handlers.base import Handler
-from servekit.spec import ModelSpec
+from servekit.signature import Signature
+from servekit.spec import ModelSpec, TensorSpec
 from servekit.tensors import Tensors
 
 log = logging.getLogger(__name__)
@@ -19,6 +22,8 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 FORMATS = ("PNG", "JPEG")
 MAX_PIXELS = 4_000_000  # a tiny file may declare a huge picture; a decoder that believes it takes all memory
+
+IMAGE = "image"  # what clients call the input
 
 _MODES = {1: "L", 3: "RGB"}  # channels of the network -> mode of Pillow
 _LIGHT = 128  # of 255: from here on a pixel counts as light
@@ -59,11 +64,29 @@ class ImageHandler(Handler):
         self._mode = _MODES[channels]
         Image.preinit()  # Pillow finds its decoders when it first needs one: the first client would pay for that
 
+    @property
+    def signature(self) -> Signature:
+        """`image`, encoded or as pixels; `predicted_class`, `confidence` and `probabilities`."""
+        classes = self.spec.outputs[0].shape[-1]
+        outputs = (
+            TensorSpec("predicted_class", "int64", (-1,)),
+            TensorSpec("confidence", "float32", (-1,)),
+            TensorSpec("probabilities", "float32", (-1, classes)),
+        )
+        image = dataclasses.replace(self.spec.inputs[0], name=IMAGE)
+        labels = {"probabilities": self.spec.labels} if self.spec.labels else {}
+        return Signature((image,), outputs, frozenset((IMAGE,)), labels)
+
     def preprocess(self, tensors: Tensors) -> Tensors:
-        """Decode `image`, an array of encoded pictures; raise InvalidInput for one that cannot be read."""
-        if "image" not in tensors:
+        """Decode `image`, an array of encoded pictures, or take the pixels that it holds as they are.
+
+        Raises InvalidInput for one that cannot be read, and for pixels of another shape.
+        """
+        if IMAGE not in tensors:
             raise InvalidInput("This model takes images.")
-        contents = tensors["image"]
+        contents = tensors[IMAGE]
+        if contents.dtype != object:
+            return {self.spec.inputs[0].name: self._as_given(contents)}
         pixels = np.empty((len(contents), *self.spec.inputs[0].shape[1:]), np.float32)
         for row, content in zip(pixels, contents, strict=True):
             row[...] = self._pixels(content)
@@ -80,6 +103,11 @@ class ImageHandler(Handler):
             "confidence": np.maximum.reduce(probabilities, axis=1),
             "probabilities": probabilities,
         }
+
+    def _as_given(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
+        if pixels.shape[1:] != self.spec.inputs[0].shape[1:] or pixels.dtype.kind not in "fiu":
+            raise InvalidInput(f"The pixels must be numbers, of the shape {list(self.spec.inputs[0].shape)}.")
+        return pixels.astype(np.float32, copy=False)
 
     def _pixels(self, content: bytes) -> NDArray[np.float32]:
         image = decode(content)

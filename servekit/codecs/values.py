@@ -16,22 +16,35 @@ MAX_JSON_CONTAINERS = 1_000_000  # an empty list is two bytes to send and sixty-
 
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 # Possessive: without ways back to remember, a string of megabytes costs no memory.
-_JSON_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
-_BRACKET = re.compile(r"[\[\]{}]")
+_JSON_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_AS_LISTS = bytes.maketrans(b"{}", b"[]")
 _FLOAT32_MAX = 3.4028234663852886e38
 
 
 def parse_json(body: bytes) -> Any:
     """Parse a JSON body; raise InvalidInput for what RFC 8259 does not allow, a name given twice, or deep nesting."""
+    require_shallow(body)
     try:
-        text = body.decode()
-        if text.count("[") + text.count("{") > MAX_JSON_CONTAINERS:
-            raise InvalidInput(f"The JSON holds too many lists and objects; at most {MAX_JSON_CONTAINERS} are read.")
-        if _depth(text) > MAX_JSON_DEPTH:
-            raise InvalidInput(f"The JSON is nested too deep; at most {MAX_JSON_DEPTH} levels are read.")
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_members)
+        return json.loads(body.decode(), parse_constant=_refuse_constant, object_pairs_hook=_unique_members)
     except ValueError:  # bad JSON, bad UTF-8, or an integer of thousands of digits
         raise InvalidInput("The body is not valid JSON.") from None
+
+
+def require_shallow(body: bytes) -> None:
+    """Raise InvalidInput for JSON that is nested too deep, or holds too many lists and objects, to be parsed."""
+    brackets = body.count(b"[") + body.count(b"{")
+    if brackets <= MAX_JSON_DEPTH:  # the usual case costs two scans
+        return
+    if brackets > MAX_JSON_CONTAINERS:
+        raise InvalidInput(f"The JSON holds too many lists and objects; at most {MAX_JSON_CONTAINERS} are read.")
+    marks = _JSON_STRING.sub(b"", body).translate(_AS_LISTS, _NO_BRACKETS)
+    for _ in range(MAX_JSON_DEPTH):  # each round takes the innermost ones away, without a loop of Python over them
+        marks, before = marks.replace(b"[]", b""), marks
+        if marks == before:
+            break
+    if b"[]" in marks or marks.count(b"[") > MAX_JSON_DEPTH:
+        raise InvalidInput(f"The JSON is nested too deep; at most {MAX_JSON_DEPTH} levels are read.")
 
 
 def parse_number(text: str) -> float:
@@ -61,16 +74,6 @@ def decode_base64(text: str) -> bytes:
         return base64.b64decode("".join(text.split()), validate=True)
     except ValueError:
         raise InvalidInput("The text is not valid base64.") from None
-
-
-def _depth(text: str) -> int:
-    if text.count("[") + text.count("{") <= MAX_JSON_DEPTH:
-        return 0  # too few brackets to be deep: the usual case costs two scans
-    depth = deepest = 0
-    for mark in _BRACKET.findall(_JSON_STRING.sub("", text)):
-        depth += 1 if mark in "[{" else -1
-        deepest = max(deepest, depth)
-    return deepest
 
 
 def _refuse_constant(name: str) -> None:

@@ -4,7 +4,7 @@ import resource
 
 import pytest
 
-from servekit.codecs import MAX_JSON_DEPTH, decode_base64, finite, parse_json, parse_number
+from servekit.codecs.values import MAX_JSON_DEPTH, decode_base64, finite, parse_json, parse_number
 from servekit.errors import InvalidInput
 
 

@@ -1,0 +1,5 @@
+"""Azure ML's inference server: `/score`."""
+
+from flask import Blueprint
+
+bp = Blueprint("azure", __name__)

@@ -1,0 +1,154 @@
+"""JSON values into arrays and back, whatever contract wrapped them: orjson where it is installed, else Python's json.
+
+TensorFlow Serving and Triton read and write NaN, Infinity and -Infinity as bare words, which RFC 8259 does not know; so
+do these functions. A number that only overflows is refused.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from servekit.codecs.values import require_shallow
+from servekit.errors import InvalidInput
+from servekit.tensors import bytes_tensor
+
+if find_spec("orjson"):
+    import orjson
+
+    _loads: Callable[[bytes], Any] = orjson.loads
+    _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
+
+    def _dumps(value: Any) -> bytes:
+        return orjson.dumps(value, option=_OPTIONS)
+
+else:
+
+    def _loads(body: bytes) -> Any:
+        return _loads_with_constants(body)
+
+    def _dumps(value: Any) -> bytes:
+        return _dumps_with_constants(value)
+
+
+def load_json(body: bytes) -> Any:
+    """Parse a JSON body, in which NaN and Infinity may stand; raise InvalidInput for what is no JSON or nested too deep.
+
+    Of a name that is given twice the last one counts.
+    """
+    require_shallow(body)
+    try:
+        return _loads(body)
+    except ValueError:
+        return _loads_with_constants(body)
+
+
+def dump_json(value: Any) -> bytes:
+    """Return `value`, in which arrays of numbers may stand, as JSON; what is not finite as NaN, Infinity, -Infinity."""
+    return _dumps(value) if _is_finite(value) else _dumps_with_constants(value)
+
+
+def to_array(value: Any, dtype: np.dtype[Any], takes_whole_floats: bool = False) -> NDArray[Any]:
+    """Return nested lists of JSON as an array of `dtype`; object means bytes, which JSON writes as text (UTF-8).
+
+    Raises InvalidInput for a list that is uneven, for a value of another kind (true is no number, 1.5 no integer), and
+    for a number that `dtype` cannot hold. `takes_whole_floats`: 5.0 counts as 5, as where integers travel as floats.
+    """
+    kinds = set(map(type, _leaves(value)))
+    if dtype.kind == "O":
+        return _to_bytes_array(value, kinds)
+    allowed: tuple[type, ...] = (bool,) if dtype.kind == "b" else (int,) if dtype.kind in "iu" else (int, float)
+    if takes_whole_floats and dtype.kind in "iu":
+        allowed = (int, float)
+    if not kinds <= set(allowed):
+        raise InvalidInput(f"The values must be {_WORDS[dtype.kind]}.")
+    try:
+        if dtype.kind != "f" and float not in kinds:
+            return np.array(value, dtype)
+        source = np.array(value, np.float64)
+    except ValueError:
+        raise InvalidInput("The lists are uneven: all lists at one depth must have the same length.") from None
+    except OverflowError:
+        raise InvalidInput(f"A value is too large for {dtype.name}.") from None
+    return _narrowed(source, dtype)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Give the values of nested lists."""
+    if not isinstance(value, list):
+        yield value
+    elif not any(isinstance(item, list) for item in value[:1]):
+        yield from value
+    else:
+        for item in value:
+            yield from _leaves(item)
+
+
+def _to_bytes_array(value: Any, kinds: set[type]) -> NDArray[Any]:
+    if not kinds <= {str, bytes}:
+        raise InvalidInput("The values must be text.")
+    flat = [item if isinstance(item, bytes) else item.encode("utf-8", "surrogatepass") for item in _leaves(value)]
+    shape, inner = [], value
+    while isinstance(inner, list):
+        shape.append(len(inner))
+        inner = inner[0] if inner else None
+    try:
+        return bytes_tensor(flat).reshape(shape)
+    except ValueError:
+        raise InvalidInput("The lists are uneven: all lists at one depth must have the same length.") from None
+
+
+def _narrowed(source: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        array = source.astype(dtype)
+    if dtype.kind in "iu":
+        if not np.array_equal(array.astype(np.float64), source):
+            raise InvalidInput(f"The values must be {_WORDS[dtype.kind]} that {dtype.name} can hold.")
+    elif dtype.itemsize < source.itemsize and not np.isfinite(array).all():
+        if (np.isinf(array) & np.isfinite(source)).any():
+            raise InvalidInput(f"A value is too large for {dtype.name}.")
+    return array
+
+
+_WORDS = {"b": "true or false", "i": "integers", "u": "integers", "f": "numbers"}
+
+
+def _loads_with_constants(body: bytes) -> Any:
+    try:
+        return json.loads(body.decode(), parse_float=_finite_float, parse_constant=float)
+    except (ValueError, RecursionError):
+        raise InvalidInput("The body is not valid JSON.") from None
+
+
+def _finite_float(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_huge()
+
+
+def _refuse_huge() -> NoReturn:
+    raise InvalidInput("The JSON holds a number that is too large.")
+
+
+def _dumps_with_constants(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain).encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        # The shortest text that names the same number of its own width, as orjson writes it.
+        return value.astype(str).astype(np.float64).tolist() if value.dtype in (np.float16, np.float32) else value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.dtype.kind != "f" or bool(np.isfinite(value).all())
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)

@@ -1,0 +1,177 @@
+"""From what is registered to a loaded model: one loader for each format of an entry."""
+
+import dataclasses
+import importlib.util
+import os
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from servekit.archive import read_manifest, read_model_config
+from servekit.batcher import Backlog
+from servekit.config import Settings, visible_gpus
+from servekit.desired import Entry
+from servekit.engines import Engine
+from servekit.errors import ModelLoadError
+from servekit.handlers.base import Handler
+from servekit.model import Model, ReportMetric, ignore_metric
+from servekit.signature import array_dtype
+from servekit.spec import FILE_NAME, ONNX, ModelSpec, TensorSpec, read_spec, resolve
+
+_REQUESTS = ModelSpec(
+    handler="servekit.handlers.base:Handler",
+    network="servekit.engines.torchserve:TorchServeEngine",
+    inputs=(TensorSpec("request", "bytes", (-1,)),),
+    outputs=(TensorSpec("response", "bytes", (-1,)),),
+    files={},
+)
+_WARM_UP_PASSES = 3  # the first pays for first-time work; the fastest of the others is the model's speed
+
+
+def load_entry(
+    entry: Entry,
+    settings: Settings,
+    backlog: Backlog,
+    note_failure: Callable[[str], None] = lambda text: None,
+    report_metric: ReportMetric = ignore_metric,
+) -> Model:
+    """Load what `entry` names; raise ModelLoadError with what is wrong.
+
+    `note_failure` is told, as text for people, what goes wrong in the code of an archive when it runs, and
+    `report_metric` what that code measures.
+    """
+    if entry.format == "torchserve":
+        return _load_archive(entry, settings, note_failure, report_metric)
+    return load_model(entry.name, entry.version, Path(entry.folder), settings, backlog)
+
+
+def _load_archive(
+    entry: Entry, settings: Settings, note_failure: Callable[[str], None], report_metric: ReportMetric
+) -> Model:
+    """Load the handler of an archive. Requests are its rows; they wait in a line of their own, beside the event loop."""
+    from servekit.engines.torchserve import TorchServeEngine
+
+    folder = Path(entry.folder)
+    config = read_model_config(folder, read_manifest(folder))  # as it stands: JSON would change keys and dates
+    options = {**entry.options, "model_config": config, "trusted_only": settings.trusted_models_only}
+    gpus, most = visible_gpus(os.environ), entry.options.get("number_of_gpu")
+    if gpus := gpus if most is None else min(gpus, most):
+        options["gpu_id"] = os.getpid() % gpus  # the workers share them out
+    seconds = options["startup_timeout"]
+    try:
+        engine = _within(seconds, lambda: TorchServeEngine(folder, options, note_failure, report_metric))
+    except TimeoutError:
+        raise ModelLoadError(
+            f"The model {entry.name} was not loaded within {seconds} seconds; raise its startup timeout."
+        ) from None
+    spec = dataclasses.replace(_REQUESTS, max_batch_rows=options["batch_size"])
+    return Model(
+        entry.name,
+        entry.version,
+        spec,
+        Handler(spec),
+        engine,
+        Backlog(options["job_queue_size"] + options["batch_size"]),  # those of the batch that runs wait no more
+        takes_requests=True,
+        is_long=True,
+        max_delay=options["max_batch_delay"] / 1000,
+        max_seconds=options["response_timeout"],
+        blame=note_failure,
+    )
+
+
+def _within(seconds: float, load: Callable[[], Engine]) -> Engine:
+    """Call `load` in a thread of its own, whose the working directory can be, unlike the main thread's.
+
+    Raises what it raises, or TimeoutError after `seconds`; what a thread does cannot be stopped, so it is left behind.
+    """
+    loaded: Future[Engine] = Future()
+
+    def run() -> None:
+        try:
+            loaded.set_result(load())
+        except BaseException as error:  # noqa: B036 - raised again where it is waited for
+            loaded.set_exception(error)
+
+    threading.Thread(target=run, name="servekit-load", daemon=True).start()
+    return loaded.result(seconds)
+
+
+def load_model(name: str, version: str, folder: Path, settings: Settings, backlog: Backlog) -> Model:
+    """Load and warm up the version in `folder`; raise ModelLoadError naming the file and the remedy."""
+    spec = read_spec(folder)
+    handler = _make_handler(folder, spec)
+    engine = _load_engine(folder, spec, settings.engine)
+    seconds = _warm_up(engine, folder, spec)
+    return Model(name, version, spec, handler, engine, backlog, is_long=seconds > settings.long_pass_seconds)
+
+
+def _load_engine(folder: Path, spec: ModelSpec, choice: str) -> Engine:
+    """Return the engine that `choice`, one of `servekit.config.ENGINES`, means for this version.
+
+    Each is imported only when it is chosen: a worker that serves by ONNX Runtime has no torch in its memory.
+    """
+    has_runtime = importlib.util.find_spec("onnxruntime") is not None
+    if choice == "onnx" and not has_runtime:
+        raise ModelLoadError("SERVEKIT_ENGINE=onnx needs ONNX Runtime; install servekit[onnx], or set it to auto.")
+    if choice == "onnx" or (choice == "auto" and has_runtime and ONNX in spec.files):
+        from servekit.engines.onnx import OnnxEngine
+
+        return OnnxEngine(folder, spec)
+    from servekit.engines.torch import TorchEngine
+
+    return TorchEngine(folder, spec)
+
+
+def _make_handler(folder: Path, spec: ModelSpec) -> Handler:
+    try:
+        handler = resolve(spec.handler)(spec, **spec.options)
+        if not isinstance(handler, Handler):
+            raise TypeError("it is not a servekit.Handler")
+    except Exception as error:  # a handler may be the user's code, which may fail in any way
+        raise ModelLoadError(
+            f"{folder / FILE_NAME}: the handler {spec.handler} cannot be made: {error}; correct its options or its class."
+        ) from error
+    return handler
+
+
+def _warm_up(engine: Engine, folder: Path, spec: ModelSpec) -> float:
+    """Run a row of zeros, so that the first client does not pay for first-time work, and compare with the spec.
+
+    Returns the seconds of a pass.
+    """
+    fastest = float("inf")
+    for _ in range(_WARM_UP_PASSES):
+        started = time.monotonic()
+        try:
+            outputs = engine({tensor.name: _zeros(tensor) for tensor in spec.inputs})
+        except Exception as error:
+            reason = textwrap.shorten(str(error), 300)
+            raise ModelLoadError(
+                f"{folder / FILE_NAME}: the network {spec.network} fails on its inputs: {reason}; correct one of them."
+            ) from error
+        fastest = min(fastest, time.monotonic() - started)
+    for tensor in spec.outputs:
+        array = outputs[tensor.name]
+        fits = len(array.shape) == len(tensor.shape) and all(
+            size in (-1, given) for size, given in zip(tensor.shape, array.shape, strict=True)
+        )
+        if not fits or array.dtype != array_dtype(tensor):
+            raise ModelLoadError(
+                f"{folder / FILE_NAME} promises {tensor.name} as {tensor.dtype} {list(tensor.shape)}, but the network "
+                f"{spec.network} gives {array.dtype.name} {[-1, *array.shape[1:]]}; correct one of them."
+            )
+    return fastest
+
+
+def _zeros(tensor: TensorSpec) -> NDArray[Any]:
+    """Return one row of zeros; what may be of any size is of size 1."""
+    shape = (1, *(1 if size == -1 else size for size in tensor.shape[1:]))
+    return np.full(shape, b"", object) if tensor.dtype == "bytes" else np.zeros(shape, array_dtype(tensor))
