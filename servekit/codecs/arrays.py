@@ -6,8 +6,9 @@ do these functions. A number that only overflows is refused.
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import chain
 from typing import Any, NoReturn
 
 import numpy as np
@@ -34,6 +35,9 @@ else:
     def _dumps(value: Any) -> bytes:
         return _dumps_with_constants(value)
 
+_MAX_AXES = 64  # of numpy
+_UNEVEN = "The lists are uneven: all lists at one depth must have the same length."
+
 
 def load_json(body: bytes) -> Any:
     """Parse a JSON body, in which NaN and Infinity may stand; raise InvalidInput for what is no JSON or nested too deep.
@@ -58,9 +62,11 @@ def to_array(value: Any, dtype: np.dtype[Any], takes_whole_floats: bool = False)
     Raises InvalidInput for a list that is uneven, for a value of another kind (true is no number, 1.5 no integer), and
     for a number that `dtype` cannot hold. `takes_whole_floats`: 5.0 counts as 5, as where integers travel as floats.
     """
-    kinds = set(map(type, _leaves(value)))
+    values, kinds, shape = _flattened(value)
+    if list in kinds or len(shape) > _MAX_AXES:
+        raise InvalidInput(_UNEVEN)
     if dtype.kind == "O":
-        return _to_bytes_array(value, kinds)
+        return _to_bytes_array(values, kinds).reshape(shape)
     allowed: tuple[type, ...] = (bool,) if dtype.kind == "b" else (int,) if dtype.kind in "iu" else (int, float)
     if takes_whole_floats and dtype.kind in "iu":
         allowed = (int, float)
@@ -68,38 +74,33 @@ def to_array(value: Any, dtype: np.dtype[Any], takes_whole_floats: bool = False)
         raise InvalidInput(f"The values must be {_WORDS[dtype.kind]}.")
     try:
         if dtype.kind != "f" and float not in kinds:
-            return np.array(value, dtype)
-        source = np.array(value, np.float64)
-    except ValueError:
-        raise InvalidInput("The lists are uneven: all lists at one depth must have the same length.") from None
+            return np.array(values, dtype).reshape(shape)
+        source = np.array(values, np.float64)
     except OverflowError:
         raise InvalidInput(f"A value is too large for {dtype.name}.") from None
-    return _narrowed(source, dtype)
+    return _narrowed(source, dtype).reshape(shape)
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    """Give the values of nested lists."""
-    if not isinstance(value, list):
-        yield value
-    elif not any(isinstance(item, list) for item in value[:1]):
-        yield from value
-    else:
-        for item in value:
-            yield from _leaves(item)
+def _flattened(value: Any) -> tuple[list[Any], set[type], tuple[int, ...]]:
+    """Return the values of nested lists, their types and shape; lists beside values stay. Raises InvalidInput.
+
+    Level by level, each in C: a loop of Python over the pixels of a picture costs more than all else.
+    """
+    level: list[Any] = [value]
+    shape: list[int] = []
+    while (kinds := set(map(type, level))) == {list}:
+        sizes = set(map(len, level))
+        if len(sizes) > 1:
+            raise InvalidInput(_UNEVEN)
+        shape += sizes
+        level = list(chain.from_iterable(level))
+    return level, kinds, tuple(shape)
 
 
-def _to_bytes_array(value: Any, kinds: set[type]) -> NDArray[Any]:
+def _to_bytes_array(values: list[Any], kinds: set[type]) -> NDArray[Any]:
     if not kinds <= {str, bytes}:
         raise InvalidInput("The values must be text.")
-    flat = [item if isinstance(item, bytes) else item.encode("utf-8", "surrogatepass") for item in _leaves(value)]
-    shape, inner = [], value
-    while isinstance(inner, list):
-        shape.append(len(inner))
-        inner = inner[0] if inner else None
-    try:
-        return bytes_tensor(flat).reshape(shape)
-    except ValueError:
-        raise InvalidInput("The lists are uneven: all lists at one depth must have the same length.") from None
+    return bytes_tensor([item if isinstance(item, bytes) else item.encode("utf-8", "surrogatepass") for item in values])
 
 
 def _narrowed(source: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
