@@ -58,7 +58,12 @@ def repository_of(app: Flask) -> Repository:
 
 def settings() -> Settings:
     """Return the settings of this server."""
-    return cast(Settings, current_app.extensions[_SETTINGS])
+    return settings_of(current_app)
+
+
+def settings_of(app: Flask) -> Settings:
+    """Return the settings that `app` was made with."""
+    return cast(Settings, app.extensions[_SETTINGS])
 
 
 def default_model() -> Model:

@@ -75,6 +75,11 @@ def outputs_of(tensors: Tensors, signature: Signature) -> Any:
     return next(iter(columns.values())) if len(columns) == 1 else columns
 
 
+def zeros_of(signature: Signature) -> dict[str, Any]:
+    """Return a row of zeros as JSON, or of empty texts, by input; what may be of any size is of size 1."""
+    return {spec.name: _zeros(spec) for spec in signature.inputs}
+
+
 def bytes_as_json(item: bytes | str, is_text: bool = True) -> str | dict[str, str]:
     """Return bytes as text if they are meant as such and are UTF-8, else as `{"b64": ...}`."""
     if isinstance(item, str):
@@ -85,6 +90,11 @@ def bytes_as_json(item: bytes | str, is_text: bool = True) -> str | dict[str, st
     except UnicodeDecodeError:
         pass  # an object tells the client that it is no text, and loses nothing
     return {B64: base64.b64encode(item).decode("ascii")}
+
+
+def _zeros(spec: TensorSpec) -> Any:
+    shape = [1 if size == -1 else size for size in spec.shape[1:]]
+    return np.full(shape, {"bytes": "", "bool": False}.get(spec.dtype, 0), object).tolist()
 
 
 def _is_named(value: Any) -> bool:
