@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The real clients have dependencies that differ from ours.
+CLIENTS := .clients
 # Another package index for torch, for builds that the default index does not have (CPU only, another CUDA).
 TORCH_INDEX ?=
 # Several checkouts may share MNIST: without a data/mnist of its own this one takes a shared/data/mnist beside it.
@@ -13,10 +15,10 @@ PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 INSTALL_FAILED = { echo "The installation failed: read the message above, check the network and the free disk space, and run make again."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train serve test check bench bench-peers clean
+.PHONY: help venv train serve test test-clients check bench bench-peers clean
 
 help: ## List these verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(VENV)/.serve ## Make .venv with what serving and training need
 
@@ -29,6 +31,9 @@ serve: venv ## Train what model_store lacks, then serve on 127.0.0.1:5001
 
 test: $(VENV)/.develop ## Run every test, with branch coverage
 	@$(BIN)/python -m pytest
+
+test-clients: $(VENV)/.serve $(CLIENTS)/.made ## Ask servers with the real clients of every contract; installs those into .clients
+	@SERVEKIT_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/pytest tests/clients
 
 check: $(VENV)/.develop ## Lint and check types
 	@$(BIN)/flake8
@@ -43,8 +48,8 @@ bench-peers: venv ## Measure it beside TorchServe, Triton and others, about 20 m
 	@$(BIN)/python -m train --missing
 	@$(BIN)/python -m bench --peers
 
-clean: ## Remove .venv, .bench, caches and what tests left; keep data and model_store
-	@rm -rf $(VENV) .bench .mypy_cache .pytest_cache .coverage .coverage.* *.egg-info build dist
+clean: ## Remove .venv, .clients, .bench, caches and what tests left; keep data and model_store
+	@rm -rf $(VENV) $(CLIENTS) .bench .mypy_cache .pytest_cache .coverage .coverage.* *.egg-info build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:
@@ -63,4 +68,10 @@ $(VENV)/.serve: $(VENV)/.made setup.cfg pyproject.toml constraints.txt
 $(VENV)/.develop: $(VENV)/.serve
 	@echo "Installing what tests and checks need into $(VENV) ..."
 	@$(PIP) --editable '.[fast,onnx,torchserve,train,test,check]' || $(INSTALL_FAILED)
+	@touch $@
+
+$(CLIENTS)/.made: $(VENV)/.made tests/clients/requirements.txt
+	@echo "Installing the real clients into $(CLIENTS) (takes a minute or two) ..."
+	@$(BIN)/python -m venv --clear $(CLIENTS)
+	@$(CLIENTS)/bin/python -m pip install --quiet --no-deps --no-compile --requirement tests/clients/requirements.txt || $(INSTALL_FAILED)
 	@touch $@

@@ -1,8 +1,6 @@
 """What tests share: digits, trained models, and one real server a run."""
 
-import dataclasses
 import io
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from servekit.config import Settings
 from tests.server import WORKER_CLASSES, Server, running
+from tests.training import few_digits, train_both
 from train.data import Digits
-from train.linear import LinearSettings
-from train.linear import train as train_linear
-from train.mnist import EMBEDDED, MnistSettings, load_digits
-from train.mnist import train as train_mnist
 
 # Where the tests run in the background of a shell, ctrl-C is ignored, and so it would be in the processes under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -32,24 +26,16 @@ def png(pixels: np.ndarray) -> bytes:
 
 @pytest.fixture(scope="session")
 def digits() -> Digits:
-    """Real MNIST if SERVEKIT_DATA_DIR has it, else the digits that scikit-learn carries; nothing is downloaded.
-
-    Of MNIST a third to learn from and a fifth, spread evenly, to score with: enough to read well, and quick.
-    """
-    found = load_digits(Settings.from_environ(os.environ).data_dir, mirrors=())
-    every = max(1, len(found.test_images) // 2000)
-    test = {"test_images": found.test_images[::every], "test_labels": found.test_labels[::every]}
-    return dataclasses.replace(found.first(20_000), **test)
+    """The pictures that the models of the tests learn from and are asked about."""
+    return few_digits()
 
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Path:
     """A model store as `make train` writes it, with the digit classifier trained for seconds only."""
-    epochs = 20 if digits.source == EMBEDDED else 1
-    paths = Settings(model_store=tmp_path_factory.mktemp("model_store"))
-    train_linear(LinearSettings(), paths)
-    train_mnist(MnistSettings(epochs=epochs), paths, digits)
-    return paths.model_store
+    folder = tmp_path_factory.mktemp("model_store")
+    train_both(folder, digits)
+    return folder
 
 
 @pytest.fixture(scope="session", params=WORKER_CLASSES)
