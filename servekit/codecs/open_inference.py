@@ -297,7 +297,9 @@ def _read(tensor: Sent, shape: tuple[int, ...], model: str) -> NDArray[Any]:
     """Return the elements of an input in their shape, if there are as many as that says."""
     count, content = element_count(shape), tensor.content
     if count >= _MAX_SIZE or (count == 0 and shape[0] > MAX_ROWS):
-        raise InvalidInput(f"byte size overflow for input '{tensor.name}': its shape is of too many elements, or of too many rows without any.")
+        raise InvalidInput(
+            f"byte size overflow for input '{tensor.name}': its shape is of too many elements, or of too many empty rows."
+        )
     if isinstance(content, list):
         return _read_json(tensor, shape, count)
     if isinstance(content, np.ndarray):
