@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 DIGIT = Path(__file__).parent / "digit.png"  # a seven, 28x28
@@ -20,14 +21,16 @@ class Request:
     path: str
     content_type: str
     body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
 
     def encode(self) -> bytes:
         """Return the request as it is sent, for a connection that is kept alive."""
         head = (
             f"POST {self.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: bench\r\nAccept: */*\r\n"
-            f"Content-Type: {self.content_type}\r\nContent-Length: {len(self.body)}\r\n\r\n"
+            f"Content-Type: {self.content_type}\r\nContent-Length: {len(self.body)}\r\n"
         )
-        return head.encode() + self.body
+        more = "".join(f"{name}: {value}\r\n" for name, value in self.headers)
+        return f"{head}{more}\r\n".encode() + self.body
 
 
 def raw(path: str = "/predict") -> Request:
@@ -52,13 +55,27 @@ def batch(path: str = "/predict/batch") -> Request:
 
 def tensor(path: str = "/v2/models/mnist/infer") -> Request:
     """Return the decoded digit as one JSON tensor of the Open Inference Protocol (V2)."""
-    pixels = np.asarray(Image.open(io.BytesIO(DIGIT.read_bytes())).convert("L"), np.float32) / 255
-    data = [round(float(value), 4) for value in pixels.ravel()]
-    image = {"name": "image", "shape": [1, 1, 28, 28], "datatype": "FP32", "data": data}
-    return Request(path, "application/json", json.dumps({"inputs": [image]}).encode())
+    data = [round(float(value), 4) for value in _pixels().ravel()]
+    return Request(path, "application/json", json.dumps({"inputs": [{**_IMAGE, "data": data}]}).encode())
 
 
-CASES = {"raw": raw, "multipart": multipart, "form": form, "batch": batch, "tensor": tensor}
+def binary_tensor(path: str = "/v2/models/mnist/infer") -> Request:
+    """Return the decoded digit as one binary tensor of the same protocol; the answer is binary, too."""
+    pixels = _pixels().astype("<f4").tobytes()
+    image = {**_IMAGE, "parameters": {"binary_data_size": len(pixels)}}
+    head = json.dumps({"inputs": [image], "parameters": {"binary_data_output": True}}).encode()
+    length = ("Inference-Header-Content-Length", str(len(head)))
+    return Request(path, "application/octet-stream", head + pixels, (length,))
+
+
+CASES = {
+    "raw": raw, "multipart": multipart, "form": form, "batch": batch, "tensor": tensor, "binary tensor": binary_tensor,
+}  # fmt: skip
+_IMAGE = {"name": "image", "shape": [1, 1, 28, 28], "datatype": "FP32"}
+
+
+def _pixels() -> NDArray[np.float32]:
+    return np.asarray(Image.open(io.BytesIO(DIGIT.read_bytes())).convert("L"), np.float32) / 255
 
 
 def _parts(field: str, count: int) -> bytes:

@@ -5,6 +5,7 @@ less here than in a server, where the network pushes Python out of the processor
 """
 
 import io
+import math
 import os
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from bench.cases import CASES, Request, raw
 
 ROUNDS = 7  # of which the fastest counts: whatever else runs on the machine only makes it slower
 CALLS = 400  # in a round
+_WHOLE = ("raw", "multipart", "form", "tensor", "binary tensor")
 SHARED = {
     "REQUEST_METHOD": "POST",
     "SCRIPT_NAME": "",
@@ -67,15 +69,16 @@ def stages(app: Any) -> dict[str, Callable[[], Any]]:
         parser.feed(sent)
         parser.requests.popleft()
 
-    whole = {f"whole request: {case}": partial(call, app, CASES[case]()) for case in ("raw", "multipart", "form")}
+    whole = {f"whole request: {case}": partial(call, app, CASES[case]()) for case in _WHOLE}
     return {
         **whole,
         "whole request: GET /health/live": partial(call, app, None),
         "HTTP parser": parse,
         "decode and preprocess": lambda: handler.preprocess(tensors),
+        "Model.predict": lambda: model.predict(tensors, math.inf),
         "forward pass": lambda: engine(inputs),
         "postprocess": lambda: handler.postprocess(outputs),
-        "metrics of a pass": lambda: model.meter.observe(1, 0.001, 0.001),
+        "metrics of a pass": lambda: model.meter.observe(1, 0.001, [0.001]),
         "metrics of a request": lambda: metrics.observe_request("POST", "/predict", 200, 0.001),
     }
 
@@ -88,6 +91,7 @@ def call(app: Any, request: Request | None) -> bytes:
     else:
         environ |= {"PATH_INFO": request.path, "CONTENT_TYPE": request.content_type}
         environ |= {"CONTENT_LENGTH": str(len(request.body)), "wsgi.input": io.BytesIO(request.body)}
+        environ |= {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in request.headers}
     pieces = app(environ, lambda status, headers, exc_info=None: None)
     answer = b"".join(pieces)
     if hasattr(pieces, "close"):

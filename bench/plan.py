@@ -43,7 +43,7 @@ def jobs(store: Path, workers: int, worker_class: str, peers: list[Launch] | Non
     """Return the jobs of one round: servekit's cases and limits, or those that compare and the `peers`."""
     own = servekit(store.resolve(), workers)
     if peers is None:
-        listed = [Job(own, case, connections) for case in ("raw", "multipart", "form", "batch") for connections in MANY]
+        listed = [Job(own, case, connections) for case in ("raw", "multipart", "form", "batch", "tensor", "binary tensor") for connections in MANY]
         listed.append(Job(own, "raw", OPEN_CONNECTIONS, is_open=True))
     else:
         listed = [Job(own, "raw", connections) for connections in CONNECTIONS]
@@ -51,8 +51,7 @@ def jobs(store: Path, workers: int, worker_class: str, peers: list[Launch] | Non
     listed.append(Job(bare_worker(worker_class), "raw", 64))
     listed.append(Job(trivial(workers), "raw", 64))
     for peer in peers or []:
-        case = "tensor" if peer.request.content_type == "application/json" else "raw"
-        listed += [Job(peer, case, connections) for connections in CONNECTIONS]
+        listed += [Job(peer, case_of(peer), connections) for connections in CONNECTIONS]
     return listed
 
 
@@ -77,6 +76,11 @@ def rounds(listed: list[Job], cores: Cores, options: argparse.Namespace) -> Iter
                 yield run | {"round": number}
 
 
+def case_of(launch: Launch) -> str:
+    """Return the case with one image that every server is measured with: the PNG, or the tensor where it reads no PNG."""
+    return "tensor" if launch.request.content_type == "application/json" else "raw"
+
+
 def is_wanted(name: str, options: argparse.Namespace) -> bool:
     """Return whether `--only` lets the server `name` be measured."""
     return not options.only or options.only.lower() in name.lower()
@@ -98,7 +102,7 @@ def _serve(job: Job, cores: Cores, options: argparse.Namespace) -> Run:
             run["start_seconds"] = server.start_seconds
             server.settle()
             run |= _load(job, server, cores, options)
-            if job.connections == COSTS_AT and job.case in ("raw", "tensor"):
+            if job.connections == COSTS_AT and job.case == case_of(job.launch):
                 run["pss_mb"] = server.pss_mb()
                 run["idle_cpu"] = server.idle_cpu(options.idle_seconds)
     except ServerFailed as error:
@@ -108,7 +112,7 @@ def _serve(job: Job, cores: Cores, options: argparse.Namespace) -> Run:
 
 def _load(job: Job, server: Server, cores: Cores, options: argparse.Namespace) -> Run:
     """Send the load of `job` and return what was seen; before it a warm-up that reaches every worker."""
-    path = job.launch.request.path if job.case in ("raw", "tensor") else None
+    path = job.launch.request.path if job.case == case_of(job.launch) else None
     common = ["--port", str(server.port), "--case", job.case, "--core", str(cores.load)] + (["--path", path] if path else [])
     seconds = max(options.warmup, job.launch.warmup)
     warm = _generate([*common, "--connections", str(WARM_CONNECTIONS), "--warmup", "0", "--seconds", str(seconds)], seconds)

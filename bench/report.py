@@ -130,7 +130,8 @@ def _servers(summaries: Iterable[Summary]) -> list[tuple[str, str, str]]:
     found: dict[tuple[str, str, str], None] = {}
     for each in summaries:
         is_limit = each["server"] == "trivial" or each["server"].endswith(" alone")
-        if each["case"] in ("raw", "tensor") and not is_limit:
+        is_own_tensor = each["server"] == "servekit" and each["case"] != "raw"
+        if each["case"] in ("raw", "tensor") and not is_limit and not is_own_tensor:
             found[each["server"], each["settings"], each["case"]] = None
     return list(found)
 

@@ -92,6 +92,10 @@ def ratios(summaries: list[Summary]) -> list[dict[str, Any]]:
     for count in (16, 64):
         multipart = median(find(summaries, "servekit", "multipart", count))
         listed.append(_ratio(f"multipart requests/s beside raw, {count} connections", multipart, raw[count]))
+    for case in ("binary tensor", "tensor"):
+        for count in (1, 64):
+            if (value := median(find(summaries, "servekit", case, count))) is not None:
+                listed.append(_ratio(f"{case} (V2) requests/s beside raw PNG, {count} connections", value, raw[count]))
     at_16 = find(summaries, "servekit", "raw", 16)
     listed.append(_ratio("p99 beside p50 in ms, 16 connections", median(at_16, "p99_ms"), median(at_16, "p50_ms")))
     return listed + _costs(summaries, at_16)

@@ -200,7 +200,7 @@ def environment(variables: dict[str, str]) -> dict[str, str]:
 def ask(port: int, request: Request) -> tuple[int, bytes]:
     """Send `request` once on a connection of its own; return status and body."""
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
-        connection.request("POST", request.path, request.body, {"Content-Type": request.content_type})
+        connection.request("POST", request.path, request.body, {"Content-Type": request.content_type, **dict(request.headers)})
         response = connection.getresponse()
         return response.status, response.read()
 

@@ -191,7 +191,7 @@ class Batcher:
     `is_long` says that a pass takes so long that an event loop should not wait for it. Such a pass may wait `max_delay`
     seconds for more rows, and when it has not come back after `max_seconds` (by default what the worker allows) it is
     given up with its worker, and `blame` told where it was. `observe` is told of every pass: its rows, its seconds, and
-    the seconds that the first of them had waited.
+    the seconds that each of its jobs had waited.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class Batcher:
         engine: Callable[[Tensors], Tensors],
         max_batch_rows: int,
         is_long: bool = False,
-        observe: Callable[[int, float, float], None] = lambda rows, seconds, wait: None,
+        observe: Callable[[int, float, Sequence[float]], None] = lambda rows, seconds, waits: None,
         max_delay: float = 0.0,
         max_seconds: float | None = None,
         blame: Callable[[str], None] = lambda text: None,
@@ -308,4 +308,4 @@ def run_pass(jobs: list[Job]) -> None:
         job.outputs = outputs if len(jobs) == 1 else slice_rows(outputs, slice(start, stop))
         job.done = True
         start = stop
-    batcher.observe(rows, seconds, started - jobs[0].submitted)
+    batcher.observe(rows, seconds, [started - job.submitted for job in jobs])

@@ -10,7 +10,7 @@ import os
 import time
 from bisect import bisect_left
 from collections import Counter as Tally
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from glob import glob
@@ -43,6 +43,9 @@ _APART = "apart:"  # how the names of what stands on a page of its own begin, in
 PAGE_LIMIT = 1000  # families on such a page, and series of a family, that one worker may make
 # Of the histograms there: the bounds that Prometheus's clients share, in any unit.
 _PAGE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, float("inf"))
+
+STATISTICS = "statistics"  # the page of `StatisticsMeter`
+_LAST_SECONDS = 0.05  # the last inference is noted to within this time
 
 Update = Callable[[float], None]
 
@@ -110,7 +113,7 @@ def observe_load_failure(model: str, version: str) -> None:
 
 
 class ModelMeter:
-    """The metrics of one loaded version, looked up once."""
+    """The metrics and statistics of one loaded version, looked up once."""
 
     def __init__(self, model: str, version: str) -> None:
         self._rows = rows.labels(model, version)
@@ -118,17 +121,21 @@ class ModelMeter:
         self._waits = queue_seconds.labels(model, version)
         self._batch_rows = batch_rows.labels(model, version)
         self._loaded = models_loaded.labels(model, version)
+        self._statistics = StatisticsMeter(model, version)
+        self.observe_request = self._statistics.observe_request
+        self.observe_failure = self._statistics.observe_failure
 
     def set_loaded(self, is_loaded: bool = True) -> None:
         """Count this worker among those that hold the version, or no more."""
         self._loaded.set(int(is_loaded))
 
-    def observe(self, row_count: int, seconds: float, wait: float) -> None:
-        """Count one pass of `row_count` rows that took `seconds`, and whose first rows had waited for `wait` seconds."""
+    def observe(self, row_count: int, seconds: float, waits: Sequence[float]) -> None:
+        """Count one pass of `row_count` rows that took `seconds`, and whose requests had waited for `waits` seconds."""
         self._rows.inc(row_count)
         self._batch_rows.observe(row_count)
         self._seconds.observe(seconds)
-        self._waits.observe(wait)
+        self._waits.observe(waits[0])
+        self._statistics.observe_pass(row_count, seconds, waits)
 
 
 @dataclass
@@ -228,6 +235,63 @@ class Page:
 def page(name: str) -> Page:
     """Return the page of this name, the same one each time."""
     return Page(name)
+
+
+class StatisticsMeter:
+    """What the protocols' statistics say of one version and the metrics do not: on a page of its own, `STATISTICS`."""
+
+    def __init__(self, model: str, version: str) -> None:
+        self._family = f"{model}/{version}"
+        self._passes: dict[int, tuple[Update, Update]] = {}  # rows -> counts passes, and their seconds
+        self._last = self._series("last", "gauge")
+        self._noted = 0.0
+        names = ("requests", "input", "output", "waits", "joined", "failures", "failed")
+        updates = [self._series(name) for name in names]
+        self._requests, self._input, self._output, self._queued, self._joined, self._failures, self._failed = updates
+
+    def observe_request(self, input_seconds: float, output_seconds: float) -> None:
+        """Count a request that was answered; reading it and writing its answer took so long."""
+        self._requests(1)
+        self._input(input_seconds)
+        self._output(output_seconds)
+
+    def observe_failure(self, seconds: float) -> None:
+        """Count a request that got no answer, after so many seconds."""
+        self._failures(1)
+        self._failed(seconds)
+
+    def observe_pass(self, row_count: int, seconds: float, waits: Sequence[float]) -> None:
+        """Count a pass; each of its requests had waited for so many seconds."""
+        found = self._passes.get(row_count)
+        if found is None:
+            found = self._passes[row_count] = self._series(f"passes {row_count}"), self._series(f"seconds {row_count}")
+        found[0](1)
+        found[1](seconds)
+        self._queued(sum(waits))
+        if len(waits) > 1:
+            self._joined(seconds * (len(waits) - 1))  # beyond the first: each request has waited for the whole pass
+        now = time.time()
+        if now - self._noted > _LAST_SECONDS:
+            self._noted = now
+            self._last(now)
+
+    def _series(self, name: str, kind: str = "counter") -> Update:
+        family = self._family if kind == "counter" else f"{self._family} {kind}"
+        return page(STATISTICS).series(kind, family, name, "statistics of the Open Inference Protocol") or _forget
+
+
+def statistics(model: str, version: str) -> dict[str, float]:
+    """Return the sums that the `StatisticsMeter` of this version has in all workers, by name; seconds and counts."""
+    families = page(STATISTICS).families()
+    sums: dict[str, float] = {}
+    for name in (f"{model}/{version}", f"{model}/{version} gauge"):
+        if name in families:
+            sums |= {label: values[None] for label, values in families[name].series.items()}
+    return sums
+
+
+def _forget(amount: float) -> None:
+    """Count nothing: there are too many series."""
 
 
 class _OwnFamilies(MultiProcessCollector):

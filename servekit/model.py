@@ -1,5 +1,6 @@
 """One loaded version of a model, and a request's way through it: preprocess, batched inference, postprocess."""
 
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -70,11 +71,25 @@ class Model:
 
         Raises Overloaded, InvalidInput for what the handler cannot read, DeadlineExceeded, or MemoryError.
         """
+        started = time.monotonic()
+        try:
+            return self._predict(tensors, deadline, started)
+        except Exception:
+            self.meter.observe_failure(time.monotonic() - started)
+            raise
+
+    def _predict(self, tensors: Tensors, deadline: float, started: float) -> Tensors:
         rows = row_count(tensors)
         self._backlog.enter(rows)
         try:
             remaining(deadline)  # what is late already is not worth reading
-            return self._handler.postprocess(self._batcher(self._handler.preprocess(tensors), deadline))
+            inputs = self._handler.preprocess(tensors)
+            read = time.monotonic()
+            outputs = self._batcher(inputs, deadline)
+            computed = time.monotonic()
+            answer = self._handler.postprocess(outputs)
+            self.meter.observe_request(read - started, time.monotonic() - computed)
+            return answer
         finally:
             self._backlog.leave(rows)
 
@@ -88,6 +103,7 @@ class Model:
             remaining(deadline)
             for part in stream(self._batcher, self._handler.preprocess(tensors), deadline, parts):
                 yield part if isinstance(part, bytes) else self._handler.postprocess(part)
+            self.meter.observe_request(0.0, 0.0)
         finally:
             self._backlog.leave(1)
 
@@ -96,10 +112,15 @@ class Model:
 
         Those that can be read go through the network together. Raises as `predict` does, but for InvalidInput.
         """
-        rows = sum(map(row_count, requests))
+        rows, started = sum(map(row_count, requests)), time.monotonic()
         self._backlog.enter(rows)
         try:
-            return self._predict_each(requests, deadline)
+            answers = self._predict_each(requests, deadline)
+            self.meter.observe_request(0.0, 0.0)
+            return answers
+        except Exception:
+            self.meter.observe_failure(time.monotonic() - started)
+            raise
         finally:
             self._backlog.leave(rows)
 
@@ -124,9 +145,9 @@ class Model:
             start = stop
         return answers
 
-    def _observe(self, rows: int, seconds: float, wait: float) -> None:
+    def _observe(self, rows: int, seconds: float, waits: Sequence[float]) -> None:
         self._backlog.note_speed(rows, seconds)
-        self.meter.observe(rows, seconds, wait)
+        self.meter.observe(rows, seconds, waits)
 
 
 def _attempt(step: Callable[[Tensors], Tensors], tensors: Tensors) -> Tensors | InvalidInput:

@@ -81,7 +81,7 @@ def test_the_text_is_what_prometheus_reads(server: Server) -> None:
 def test_without_gunicorn_the_page_is_that_of_one_process() -> None:
     code = (
         "from flask import Flask; from servekit import metrics; app = Flask('x'); metrics.init_app(app);"
-        "metrics.ModelMeter('m', '1').observe(3, 0.1, 0.01); print(app.test_client().get('/metrics').text)"
+        "metrics.ModelMeter('m', '1').observe(3, 0.1, [0.01]); print(app.test_client().get('/metrics').text)"
     )
     variables = environment()
     variables.pop("PROMETHEUS_MULTIPROC_DIR", None)

@@ -1,5 +1,6 @@
 """The Open Inference Protocol (V2) over HTTP, as clients of Triton and KServe speak it: `/v2`."""
 
+import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,11 +14,15 @@ from servekit import ext
 from servekit.codecs.compression import deflate, inflate
 from servekit.codecs.open_inference import quoted, read_request
 from servekit.codecs.open_inference_answers import write_response
-from servekit.errors import InvalidInput, ModelNotFound, ModelNotLoaded, NotReady, VersionNotFound
+from servekit.errors import InvalidInput, ModelLoadError, ModelNotFound, ModelNotLoaded, NotReady, WorkersFailed
 from servekit.lean import PlainResponse
 from servekit.model import Model
-from servekit.serving.describe import describe_model
+from servekit.serving.describe import describe_config, describe_model
 from servekit.serving.encodings import accepted_encoding
+from servekit.serving.index import list_models, load, newest_entries, read_parameters, require_plain_load, unload
+from servekit.serving.statistics import describe_statistics
+
+log = logging.getLogger(__name__)
 
 bp = Blueprint("open_inference", __name__)
 
@@ -26,6 +31,14 @@ EXTENSIONS = (
 )
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _JSON, _BINARY = "application/json", "application/octet-stream"
+_LOGGING = {
+    **{"log_file": "", "log_info": True, "log_warning": True, "log_error": True},
+    **{"log_verbose_level": 0, "log_format": "default"},
+}
+_TRACING = {
+    **{"trace_level": ["OFF"], "trace_rate": "1000", "trace_count": "-1"},
+    **{"log_frequency": "0", "trace_file": "", "trace_mode": "triton"},
+}
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _WORTH_DEFLATING = 1024  # bytes: below it the headers weigh as much as what is saved
 
@@ -50,7 +63,7 @@ def route(path: str, *methods: str) -> Callable[[View], View]:
     return register
 
 
-_AS_NAME = str.maketrans("/<>:", "____")
+_AS_NAME = str.maketrans("/<>:(),", "_______")
 
 
 @route("/v2", "GET")
@@ -111,6 +124,126 @@ def infer(name: str, version: str | None = None) -> Response:
     return _answer(content, header_length, environ.get("HTTP_ACCEPT_ENCODING", ""))
 
 
+@route("/v2/models/<name>/config", "GET")
+@route("/v2/models/<name>/versions/<version>/config", "GET")
+def model_config(name: str, version: str | None = None) -> dict[str, Any]:
+    """Describe a model as Triton's configuration files do."""
+    return describe_config(find_model(name, version))
+
+
+@route("/v2/models/stats", "GET")
+def all_statistics() -> dict[str, Any]:
+    """Say what all workers have counted, of every loaded version."""
+    return describe_statistics(ext.repository().models)
+
+
+@route("/v2/models/<name>/stats", "GET")
+@route("/v2/models/<name>/versions/<version>/stats", "GET")
+def model_statistics(name: str, version: str | None = None) -> dict[str, Any]:
+    """Say what all workers have counted, of a version, or of every loaded one of a model."""
+    model = find_model(name, version)
+    versions = [each for each in ext.repository().models if each.name == name]
+    return describe_statistics([model] if version else versions)
+
+
+@route("/v2/models", "GET")
+def model_names() -> dict[str, list[str]]:
+    """List the names of the loaded models, as KServe does."""
+    return {"models": sorted({model.name for model in ext.repository().models})}
+
+
+@route("/v2/repository/index", "POST")
+def index() -> Response:
+    """List every version in the store and its state; `{"ready": true}` asks for the loaded ones only."""
+    only_ready = read_parameters(request.get_data(cache=False)).get("ready", False)
+    if type(only_ready) is not bool:
+        raise InvalidInput("Invalid value for 'ready': expected a boolean")
+    return jsonify(list_models(ext.repository(), ext.settings(), only_ready))
+
+
+@route("/v2/repository/models/<name>/load", "POST")
+def load_model(name: str) -> Any:
+    """Serve what the store holds of a model, in all workers; only where SERVEKIT_MANAGEMENT is on."""
+    _require_management()
+    parameters = read_parameters(request.get_data(cache=False)).get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise InvalidInput("The parameters of a load must be an object.")
+    require_plain_load(parameters)
+    entries = newest_entries(ext.settings(), name, ext.repository().desired().workers)
+    if not entries:
+        raise ModelNotFound(f"failed to load {quoted(name)}, failed to poll from model repository")
+    try:
+        load(ext.repository(), entries)
+    except (ModelLoadError, WorkersFailed) as error:
+        log.error("%s was not loaded: %s", name, error)
+        return ext.error_response(f"failed to load '{name}', no version is available", HTTPStatus.INTERNAL_SERVER_ERROR)
+    return {"name": name, "load": True}
+
+
+@route("/v2/repository/models/<name>/unload", "POST")
+def unload_model(name: str) -> dict[str, Any]:
+    """Serve a model no more, in no worker; only where SERVEKIT_MANAGEMENT is on."""
+    _require_management()
+    read_parameters(request.get_data(cache=False))
+    find_registered(name)
+    unload(ext.repository(), name)
+    return {"name": name, "unload": True}
+
+
+@route("/v2/repository/<repository>/index", "POST")
+@route("/v2/repository/<repository>/models/<name>/<verb>", "POST")
+def other_repository(repository: str, name: str = "", verb: str = "") -> Response:
+    """Refuse: there is one repository, and it has no name."""
+    return ext.error_response("'repository_name' specification is not supported", HTTPStatus.NOT_IMPLEMENTED)
+
+
+@route("/v2/logging", "GET", "POST")
+def logging_settings() -> Any:
+    """Show how the server logs; the operator alone changes that."""
+    if request.method == "POST":
+        return _unsupported("The log is set by the operator: see SERVEKIT_LOG_FORMAT.")
+    return dict(_LOGGING)
+
+
+@route("/v2/trace/setting", "GET", "POST")
+@route("/v2/models/<name>/trace/setting", "GET", "POST")
+def trace_settings(name: str | None = None) -> Any:
+    """Show that nothing is traced."""
+    if name is not None:
+        find_model(name)
+    return _unsupported("This server writes no traces.") if request.method == "POST" else dict(_TRACING)
+
+
+@route("/v2/<any(systemsharedmemory,cudasharedmemory):kind>/status", "GET")
+@route("/v2/<any(systemsharedmemory,cudasharedmemory):kind>/region/<region>/status", "GET")
+def shared_memory_status(kind: str, region: str = "") -> Response:
+    """List no region of shared memory."""
+    return jsonify([])
+
+
+@route("/v2/<any(systemsharedmemory,cudasharedmemory):kind>/unregister", "POST")
+@route("/v2/<any(systemsharedmemory,cudasharedmemory):kind>/region/<region>/unregister", "POST")
+def unregister_shared_memory(kind: str, region: str = "") -> dict[str, Any]:
+    """Do nothing, with success: no region is registered."""
+    return {}
+
+
+@route("/v2/<any(systemsharedmemory,cudasharedmemory):kind>/region/<region>/register", "POST")
+def register_shared_memory(kind: str, region: str) -> Response:
+    """Refuse: what a client writes into shared memory after it was checked could not be trusted."""
+    return _unsupported("Shared memory is not served; send and ask for tensors as JSON or binary data.")
+
+
+@route("/v2/models/<name>/generate", "POST")
+@route("/v2/models/<name>/generate_stream", "POST")
+@route("/v2/models/<name>/versions/<version>/generate", "POST")
+@route("/v2/models/<name>/versions/<version>/generate_stream", "POST")
+def generate(name: str, version: str | None = None) -> Response:
+    """Refuse: models here answer tensors with tensors."""
+    find_model(name, version)
+    return _unsupported("The generate extension is not served; send tensors to /infer.")
+
+
 @bp.route("/v2/<path:rest>", methods=_METHODS, merge_slashes=False, provide_automatic_options=False)
 def nothing(rest: str) -> Response:
     """Refuse what is no address of the protocol."""
@@ -122,10 +255,29 @@ def find_model(name: str, version: str | None = None) -> Model:
     which = quoted(name) + ("" if version is None else " version " + quoted(version).strip("'"))
     try:
         return ext.repository().get(name, version)
-    except (ModelNotFound, VersionNotFound):
+    except ModelNotFound:
         raise ModelNotFound(f"Request for unknown model: {which} is not found") from None
     except ModelNotLoaded:
         raise ModelNotLoaded(f"Request for unknown model: {which} is not at ready state") from None
+
+
+def find_registered(name: str) -> None:
+    """Raise ModelNotFound, in Triton's words, for a model that is not registered."""
+    try:
+        ext.repository().find(name)
+    except ModelNotFound:
+        raise ModelNotFound(f"Request for unknown model: {quoted(name)} is not found") from None
+
+
+def _require_management() -> None:
+    if not ext.settings().management:
+        error = NotReady("explicit model load / unload is not allowed: SERVEKIT_MANAGEMENT is off")
+        error.retry_after = None  # it will not be otherwise later
+        raise error
+
+
+def _unsupported(message: str) -> Response:
+    return ext.error_response(message, HTTPStatus.NOT_IMPLEMENTED)
 
 
 def _answer(content: bytes, header_length: int | None, accepted: str) -> Response:

@@ -35,6 +35,12 @@ def datatype_of(tensor: TensorSpec) -> str:
     return _BY_NAME[tensor.dtype]
 
 
+def config_type_of(tensor: TensorSpec) -> str:
+    """Return the name for the dtype of `tensor` in a model's configuration."""
+    name = datatype_of(tensor)
+    return "TYPE_STRING" if name == BYTES else f"TYPE_{name}"
+
+
 def datatype_of_array(array: NDArray[Any]) -> str:
     """Return the protocol's name for the dtype of `array`; what it does not know is text or bytes."""
     return _BY_NAME.get(array.dtype.name, BYTES)

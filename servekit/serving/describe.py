@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from servekit.codecs.datatypes import datatype_of
+from servekit.codecs.datatypes import config_type_of, datatype_of
 from servekit.model import Model
 from servekit.spec import TensorSpec
 
@@ -24,3 +24,57 @@ def _tensors(specs: Sequence[TensorSpec], is_batched: bool) -> list[dict[str, An
         {"name": spec.name, "datatype": datatype_of(spec), "shape": list(spec.shape if is_batched else spec.shape[1:])}
         for spec in specs
     ]
+
+
+def describe_config(model: Model) -> dict[str, Any]:
+    """Return the configuration of `model` as Triton writes it: the one of its folder, or one made from its signature."""
+    if config := getattr(model, "config", None):
+        return dict(config)
+    signature = model.signature
+    is_batched = signature is None or signature.is_batched
+    most = model.spec.max_batch_rows if signature is None or signature.max_rows is None else signature.max_rows
+    config = {
+        "name": model.name,
+        "platform": PLATFORM,
+        "backend": PLATFORM,
+        "runtime": "",
+        "version_policy": {"latest": {"num_versions": 1}},
+        "max_batch_size": most if is_batched else 0,
+        "input": [] if signature is None else list(map(_input_config, signature.inputs)),
+        "output": [] if signature is None else list(map(_output_config, signature.outputs)),
+        "batch_input": [],
+        "batch_output": [],
+        "instance_group": [{"name": model.name, "kind": "KIND_GPU" if model.device == "cuda" else "KIND_CPU", "count": 1}],
+        "default_model_filename": "",
+        "cc_model_filenames": {},
+        "metric_tags": {},
+        "parameters": {},
+        "model_warmup": [],
+        "model_transaction_policy": {"decoupled": False},
+    }
+    return {**config, "dynamic_batching": _BATCHING} if is_batched else config
+
+
+_BATCHING = {"preferred_batch_size": [], "max_queue_delay_microseconds": 0, "preserve_ordering": False}
+
+
+def _input_config(spec: TensorSpec) -> dict[str, Any]:
+    return {
+        **_tensor_config(spec),
+        "format": "FORMAT_NONE",
+        "allow_ragged_batch": False,
+        "optional": False,
+    }
+
+
+def _output_config(spec: TensorSpec) -> dict[str, Any]:
+    return {**_tensor_config(spec), "label_filename": ""}
+
+
+def _tensor_config(spec: TensorSpec) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "data_type": config_type_of(spec),
+        "dims": list(spec.shape[1:]),
+        "is_shape_tensor": False,
+    }
