@@ -75,7 +75,7 @@ _IMAGE = {"name": "image", "shape": [1, 1, 28, 28], "datatype": "FP32"}
 
 
 def _pixels() -> NDArray[np.float32]:
-    return np.asarray(Image.open(io.BytesIO(DIGIT.read_bytes())).convert("L"), np.float32) / 255
+    return np.asarray(Image.open(io.BytesIO(DIGIT.read_bytes())).convert("L"), np.float32) / np.float32(255)
 
 
 def _parts(field: str, count: int) -> bytes:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.cases import CASES
 from bench.engine import BATCHES, ENGINES, EngineFailed, measure
 from bench.machine import ROOT, Cores
 from bench.servers import Launch, Server, ServerFailed, bare_worker, environment, running, servekit, trivial
@@ -43,7 +44,7 @@ def jobs(store: Path, workers: int, worker_class: str, peers: list[Launch] | Non
     """Return the jobs of one round: servekit's cases and limits, or those that compare and the `peers`."""
     own = servekit(store.resolve(), workers)
     if peers is None:
-        listed = [Job(own, case, connections) for case in ("raw", "multipart", "form", "batch", "tensor", "binary tensor") for connections in MANY]
+        listed = [Job(own, case, connections) for case in CASES for connections in MANY]
         listed.append(Job(own, "raw", OPEN_CONNECTIONS, is_open=True))
     else:
         listed = [Job(own, "raw", connections) for connections in CONNECTIONS]

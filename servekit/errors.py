@@ -117,7 +117,7 @@ class NotReady(RequestError):
     """No prediction can be made yet."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
-    retry_after = 1
+    retry_after: int | None = 1
 
 
 class ModelNotLoaded(NotReady):
