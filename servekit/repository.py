@@ -154,7 +154,7 @@ class Repository:
             return desired.with_entry(granted)
 
         granted = entry.limited(self._settings.max_workers)
-        self._change(add, lambda desired: desired.without(*entry.key), [granted])
+        self._change(add, [granted])
         return granted.workers
 
     def replace(self, entry: Entry) -> None:
@@ -162,21 +162,30 @@ class Repository:
 
         Raises as `register` does.
         """
-        replaced: list[Entry] = []
 
         def swap(desired: Desired) -> Desired:
             with_new = desired.with_entry(entry).with_default(entry.name, entry.version)
-            if (old := desired.find(entry.name)) is None:
-                return with_new
-            replaced.append(old)
-            return with_new if old.key == entry.key else with_new.without(*old.key)
+            old = desired.find(entry.name)
+            return with_new if old is None or old.key == entry.key else with_new.without(*old.key)
 
-        def undo(desired: Desired) -> Desired:
-            for old in replaced:
-                desired = desired.with_entry(old).with_default(old.name, old.version)
-            return desired if entry.key in {old.key for old in replaced} else desired.without(*entry.key)
+        self._change(swap, [entry])
 
-        self._change(swap, undo, [entry])
+    def serve(self, entries: Sequence[Entry]) -> None:
+        """Serve `entries`, versions of one name of which the first is the default, in the place of all that it has.
+
+        Raises as `register` does.
+        """
+        name = entries[0].name
+        granted = [entry.limited(self._settings.max_workers) for entry in entries]
+
+        def swap(desired: Desired) -> Desired:
+            for old in desired.models.get(name, {}).values():
+                desired = desired.without(*old.key)
+            for entry in granted:
+                desired = desired.with_entry(entry)
+            return desired
+
+        self._change(swap, granted)
 
     def unregister(self, name: str, version: str | None = None) -> Entry:
         """Take a version out, the default one if none is named, and return it; requests that run are answered.
@@ -214,17 +223,15 @@ class Repository:
 
         There are as many workers as the version that asks for the most. Raises as `register` and `find` do.
         """
-        before: list[Entry] = []
         after: list[Entry] = []
 
         def ask(desired: Desired) -> Desired:
             entry = self._find_in(desired, name, version)
-            before.append(entry)
             asked = dataclasses.replace(entry, workers=workers, max_workers=max_workers)
             after.append(asked.limited(self._settings.max_workers))
             return desired.with_entry(after[0])
 
-        self._change(ask, lambda desired: desired.with_entry(before[0]), after)
+        self._change(ask, after)
         return after[0].workers
 
     def archive_folder(self) -> Path:
@@ -254,21 +261,21 @@ class Repository:
             except Exception:  # it must go on following
                 log.exception("The desired state could not be applied")
 
-    def _change(self, step: Step, undo: Step | None = None, loads: Sequence[Entry] = ()) -> None:
+    def _change(self, step: Step, loads: Sequence[Entry] = ()) -> None:
         """Let `step` make the next state: try it here, write it, and wait for the others, who are named if they fail.
 
-        `loads` are the entries to be loaded, known once `step` has been done.
+        `loads` are the entries to be loaded, known once `step` has been done; if they cannot be, nothing has changed.
         """
-        beside(lambda: self._change_beside(step, undo, loads))
+        beside(lambda: self._change_beside(step, loads))
 
-    def _change_beside(self, step: Step, undo: Step | None, loads: Sequence[Entry]) -> None:
+    def _change_beside(self, step: Step, loads: Sequence[Entry]) -> None:
         try:
             with self._state.change() as desired:
                 generation = self._publish(step(desired), loads)
                 self._apply()
                 failed = self._failures(generation, loads)
-                if failed and undo is not None:
-                    undone = self._state.write(undo(self._state.read()))
+                if failed and loads:
+                    undone = self._state.write(desired)
                     self._apply()
                     self._state.wait(undone, UNDO_SECONDS)
         except OSError as error:

@@ -24,6 +24,7 @@ FILE_NAME = "model.json"
 STATE_FOLDER = ".servekit"  # in a model store; see servekit/state.py
 WEIGHTS = "model.pth"
 ONNX = "model.onnx"
+TRITON_CONFIG = "config.pbtxt"  # of a model folder of Triton's layout; see servekit/triton
 RETRAIN = "train the model again, or put back the folder as it was written"
 
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -65,10 +66,14 @@ class TensorSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """What `model.json` says. `handler` and `network` are references of the form `package.module:Class`."""
+    """What `model.json` says. `handler` and `network` are references of the form `package.module:Class`.
+
+    A model without a network answers with what its handler makes of a request.
+    """
 
     handler: str
-    network: str
+    network: str = ""
+    _: dataclasses.KW_ONLY
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     files: Mapping[str, str]  # file name -> SHA-256 of its content, in hex
@@ -112,7 +117,7 @@ def scan(store: Path, warns: bool = True) -> dict[str, list[int]]:
             continue
         if _NAME.fullmatch(name) and _VERSION.fullmatch(version):
             versions.setdefault(name, []).append(int(version))
-        elif warns:
+        elif warns and not (folder.parent / TRITON_CONFIG).exists():  # there other folders hold what the config names
             log.warning("Passed over %s: a version folder is <name>/<number>, such as mnist/1.", folder)
     return {name: sorted(found) for name, found in versions.items()}
 
@@ -168,7 +173,8 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 
 def _check_members(value: dict[str, Any]) -> None:
     for name in ("handler", "network"):
-        if not isinstance(value[name], str) or not _REFERENCE.fullmatch(value[name]):
+        reference = value.get(name, "")
+        if not isinstance(reference, str) or not (_REFERENCE.fullmatch(reference) or (name == "network" and not reference)):
             raise ValueError(f"{name} must have the form package.module:Class")
     for name in ("inputs", "outputs"):
         if not isinstance(value[name], list) or not value[name]:

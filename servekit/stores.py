@@ -1,23 +1,78 @@
-"""What lies in a model store, as entries of what should be served. Standard library only: the master imports this."""
+"""What lies in a model store, as entries of what should be served. Standard library only: the master imports this.
 
+Each folder of a store is a model: of servekit's own layout (`model.json` in its version folders) or of Triton's
+(`config.pbtxt`, or a model file that says enough of itself).
+"""
+
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from servekit.config import Settings
 from servekit.desired import Entry
+from servekit.errors import ModelNotFound, VersionNotFound
 from servekit.spec import scan
+from servekit.triton import folders
 
 
 def entries_of(settings: Settings, workers: int = 1) -> list[Entry]:
     """Return what is to be served at the start, by so many workers."""
-    return newest_entries(settings.model_store, workers)
+    found = scan(settings.model_store)
+    return [
+        entry.limited(max(workers, settings.max_workers))
+        for name, versions in found.items()
+        for entry in _entries(settings.model_store, name, versions, workers)
+    ]
 
 
 def newest_entries(store: Path, workers: int = 1) -> list[Entry]:
-    """Return the newest version of every model in the store, to be loaded by so many workers."""
-    return [folder_entry(store, name, versions[-1], workers) for name, versions in scan(store).items()]
+    """Return what is to be served of every model in the store, to be loaded by so many workers."""
+    found = scan(store)
+    return [entry for name, versions in found.items() for entry in _entries(store, name, versions, workers)]
+
+
+def listing(store: Path) -> dict[str, list[str]]:
+    """Return the versions of every model in the store, served or not, in rising order."""
+    return {name: list(map(str, versions)) for name, versions in scan(store, warns=False).items()}
+
+
+def entries_in(store: Path, name: str, version: str | None = None, workers: int = 1, config: str = "") -> list[Entry]:
+    """Return what loading the model `name` from the store registers: one version or several, the default one first.
+
+    Without `version` that is the newest, of Triton's layout what its version policy says. `config` is a ModelConfig of
+    Triton as JSON, in the place of its config.pbtxt. Raises ModelNotFound or VersionNotFound.
+    """
+    versions = scan(store, warns=False).get(name, [])
+    if not versions:
+        raise ModelNotFound("That model is not in the model store.")
+    if version is not None and version not in map(str, versions):
+        raise VersionNotFound("That version of the model is not in the model store.")
+    if version is not None and not folders.is_model(store / name, versions):
+        return [folder_entry(store, name, int(version), workers)]
+    if version is not None:
+        return [_triton_entry(store, name, int(version), workers, config)]
+    if not (entries := _entries(store, name, versions, workers, config)):
+        raise VersionNotFound("None of the versions that the model's version_policy names is in the model store.")
+    return entries
 
 
 def folder_entry(store: Path, name: str, version: int, workers: int) -> Entry:
     """Return the entry of a version folder of the store."""
     folder = store.resolve() / name / str(version)
     return Entry(name, str(version), "servekit", f"{name}/{version}", str(folder), workers, workers)
+
+
+def _entries(store: Path, name: str, versions: Sequence[int], workers: int, config: str = "") -> list[Entry]:
+    """Return the versions of a model that are to be served, the default one first."""
+    if not folders.is_model(store / name, versions):
+        return [folder_entry(store, name, versions[-1], workers)]
+    chosen = folders.chosen_versions(store / name, versions, config)
+    return [_triton_entry(store, name, version, workers, config) for version in reversed(chosen)]
+
+
+def _triton_entry(store: Path, name: str, version: int, workers: int, config: str) -> Entry:
+    """Return the entry of a version folder of Triton's layout; another config makes it another model."""
+    workers = max(workers, folders.instances(store / name, config))
+    options = {"config": config} if config else {"fingerprint": folders.fingerprint(store / name)}
+    entry = folder_entry(store, name, version, workers)
+    return dataclasses.replace(entry, format="triton", options=options)
