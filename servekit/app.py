@@ -5,7 +5,7 @@ import os
 from flask import Flask
 
 from servekit import ext, hooks, metrics, middleware
-from servekit.blueprints import linear, mnist, open_inference, ops, predict, predictions, tensorflow_serving
+from servekit.blueprints import docs, linear, mnist, open_inference, ops, predict, predictions, tensorflow_serving
 from servekit.config import Settings
 from servekit.errors import StartupError
 from servekit.lean import LeanFlask
@@ -34,6 +34,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     metrics.init_app(app)
     for room in (predict, linear, mnist, ops, tensorflow_serving, open_inference, predictions):
         app.register_blueprint(room.bp)
+    if docs.IS_INSTALLED:
+        app.register_blueprint(docs.bp)
     if settings.platform not in (AUTO, NONE):
         from servekit.apis import add_platform
 

@@ -8,6 +8,8 @@ from flask import Blueprint
 from servekit import ext
 from servekit.codecs.values import finite, parse_number
 from servekit.errors import InvalidInput
+from servekit.model import Model
+from servekit.openapi import FORM, Example
 
 bp = Blueprint("linear", __name__)
 
@@ -23,6 +25,16 @@ def predict() -> dict[str, Any]:
     source, target = model.spec.inputs[0].name, model.spec.outputs[0].name
     answer = model.predict({source: np.array([[value]])}, ext.deadline())
     return {"input": value, "prediction": answer[target][0].item()}
+
+
+def examples(model: Model) -> list[Example]:
+    """Return requests for the model that this contract serves."""
+    if model.name != "linear":
+        return []
+    return [
+        Example("linear.predict", {}, {"value": 5}, FORM, summary="A number"),
+        Example("linear.predict", {}, {"value": 5}, summary="A number"),
+    ]
 
 
 def read_value(member: Any) -> float:

@@ -1,5 +1,6 @@
 """The digit classifier: a picture in, a digit out."""
 
+import base64
 from typing import Any
 
 from flask import Blueprint
@@ -7,6 +8,8 @@ from flask import Blueprint
 from servekit import ext
 from servekit.codecs.values import decode_base64
 from servekit.errors import InvalidInput
+from servekit.model import Model
+from servekit.openapi import DIGIT_PNG, MULTIPART, Example
 from servekit.payload import Payload, Upload
 from servekit.tensors import Tensors, bytes_tensor
 
@@ -41,6 +44,20 @@ def predict_batch() -> dict[str, Any]:
     images = [{"image": bytes_tensor([upload.content])} for upload in members]
     answers = ext.repository().get("mnist").predict_each(images, ext.deadline())
     return {"predictions": [describe(upload, answer) for upload, answer in zip(members, answers, strict=True)]}
+
+
+def examples(model: Model) -> list[Example]:
+    """Return requests for the model that this contract serves."""
+    if model.name != "mnist":
+        return []
+    as_text = base64.b64encode(DIGIT_PNG).decode()
+    batch = {"files": [DIGIT_PNG, DIGIT_PNG]}
+    return [
+        Example("mnist.predict", {}, {"file": DIGIT_PNG}, MULTIPART, summary="A picture of a one"),
+        Example("mnist.predict", {}, DIGIT_PNG, "image/png", summary="A picture of a one"),
+        Example("mnist.predict", {}, {"image": as_text}, summary="A picture of a one"),
+        Example("mnist.predict_batch", {}, batch, MULTIPART, summary="Two pictures of a one"),
+    ]
 
 
 def read_image(payload: Payload) -> bytes:

@@ -1,0 +1,236 @@
+"""From routes, docstrings, signatures and examples to the OpenAPI 3.1 document, put together by apispec."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from inspect import getdoc
+from typing import Any
+
+from apispec import APISpec
+from werkzeug.routing import Rule
+
+from servekit import __version__
+from servekit.codecs.arrays import dump_json, load_json
+from servekit.model import Model
+from servekit.openapi import FORM, JSON, MULTIPART, Example
+from servekit.openapi.contracts import ERROR, bodies_of
+
+VERSION = "3.1.1"
+MAX_EXAMPLE_BYTES = 2**16  # a larger one is no example; the document holds some for each contract and model
+MAX_MODELS = 50  # that are described one by one, the first by name
+
+ABOUT = (
+    "Made from what this server serves now. Examples of one name belong together: those of the path, of the header and "
+    "of the body make a request that works. Where the body of an example is a file, it is fetched from its "
+    "`externalValue`; a form's file from the address that stands in its field."
+)
+
+Examine = Callable[[Model], Iterable[Example]]
+
+_VARIABLE = re.compile(r"<(?:(\w+)(?:\([^)]*\))?:)?(\w+)>")  # of a path: <int:page>
+_FIRST_SENTENCE = re.compile(r"(.+?)(?:[.](?=\s|$)|$)")
+_MODEL_NAMES = {"name", "model", "model_name"}
+_OWN_METHODS = {"HEAD", "OPTIONS"}  # Flask answers them everywhere
+_WITH_BODY = {"POST", "PUT", "PATCH"}
+# Of views that are another package's.
+_UNEXPLAINED = {"prometheus_metrics": "Give the metrics of all workers, as Prometheus reads them; `?name[]=` selects."}
+_TEXTS = ("text/", "application/jsonl", "application/x-ndjson")
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """A contract: its routes, what it says of itself, and where its examples come from."""
+
+    name: str
+    about: str
+    rules: list[Rule]
+    examine: Examine | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """The document as JSON, and the files that its examples name: file name -> content and its type."""
+
+    body: bytes
+    files: Mapping[str, tuple[bytes, str]]
+
+
+def make(groups: Iterable[Group], views: Mapping[str, Callable[..., Any]], models: list[Model], names: list[str]) -> Document:
+    """Return the document of `groups`; `models` are those that answer by default, `names` those of all that are loaded."""
+    return _Maker(views, models[:MAX_MODELS], names).make(groups)
+
+
+class _Maker:
+    def __init__(self, views: Mapping[str, Callable[..., Any]], models: list[Model], names: list[str]) -> None:
+        self._views = views
+        self._models = models
+        self._names = names
+        self._files: dict[str, tuple[bytes, str]] = {}
+        self._identities: set[str] = set()
+        self._spec = APISpec(
+            "servekit", __version__, VERSION, info={"description": ABOUT}, servers=[{"url": "/"}]
+        )
+        self._spec.components.schema("Error", dict(ERROR))
+        content = {JSON: {"schema": "Error"}}
+        text = "The request was not answered; the status says whose fault it is, the sentence what to do."
+        self._spec.components.response("Error", {"description": text, "content": content})
+
+    def make(self, groups: Iterable[Group]) -> Document:
+        for group in groups:
+            self._spec.tag({"name": group.name, "description": group.about})
+            given = [(model, each) for model in self._models for each in (group.examine or _none)(model)]
+            for rule in group.rules:
+                fitting = [(model, each) for model, each in given if _fits(each, rule)]
+                self._add(group.name, rule, fitting)
+        body = json.dumps(self._spec.to_dict(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return Document(body.encode(), self._files)
+
+    def _add(self, tag: str, rule: Rule, given: list[tuple[Model, Example]]) -> None:
+        examples = _named(given)
+        models = list({id(model): model for model, _ in given}.values())
+        operations = {}
+        for method in _methods(rule, given):
+            mine = {key: each for key, each in examples.items() if (method in _WITH_BODY) == (each.body is not None)}
+            operations[method.lower()] = self._operation(tag, rule, method, mine, models)
+        self._spec.path(_VARIABLE.sub(r"{\2}", rule.rule), operations=operations)
+
+    def _operation(
+        self, tag: str, rule: Rule, method: str, examples: Mapping[str, Example], models: list[Model]
+    ) -> dict[str, Any]:
+        summary, text = _sentences(getdoc(self._views[rule.endpoint]) or _UNEXPLAINED.get(rule.endpoint, ""))
+        bodies = bodies_of(rule.endpoint, models)
+        operation: dict[str, Any] = {
+            "tags": [tag],
+            "summary": summary,
+            "operationId": self._identity(rule.endpoint),
+            "parameters": [*self._of_path(rule, examples), *_of_header(examples)],
+        }
+        if text:
+            operation["description"] = text
+        if method in _WITH_BODY and (content := self._content(bodies.takes, examples)):
+            operation["requestBody"] = {"required": True, "content": content}
+        answer = {"content": {kind: {"schema": schema} for kind, schema in bodies.gives.items()}} if bodies.gives else {}
+        operation["responses"] = {"200": {"description": "The answer.", **answer}, "default": "Error"}
+        return operation
+
+    def _of_path(self, rule: Rule, examples: Mapping[str, Example]) -> list[dict[str, Any]]:
+        parameters = []
+        for kind, name in _VARIABLE.findall(rule.rule):
+            schema: dict[str, Any] = {"type": "integer" if kind == "int" else "string"}
+            text = f"The {name.replace('_', ' ')}."
+            if name in _MODEL_NAMES:
+                schema["enum"], text = self._names, "The name of a loaded model."
+            parameter = {"name": name, "in": "path", "required": True, "description": text, "schema": schema}
+            if examples:
+                parameter["examples"] = {key: {"value": each.values[name]} for key, each in examples.items()}
+            parameters.append(parameter)
+        return parameters
+
+    def _content(self, takes: Mapping[str, Any], examples: Mapping[str, Example]) -> dict[str, Any]:
+        content: dict[str, Any] = {kind: {"schema": schema} for kind, schema in takes.items()}
+        for key, each in examples.items():
+            media = content.setdefault(each.content_type, {"schema": {}})
+            media.setdefault("examples", {})[key] = _with_summary(each, self._literal(each))
+        return content
+
+    def _literal(self, example: Example) -> dict[str, Any]:
+        """Return the body of `example` where it can stand in the document, else where it can be fetched."""
+        if example.content_type in (FORM, MULTIPART):
+            return {"value": {name: self._field(value) for name, value in example.body.items()}}
+        if not isinstance(example.body, bytes):
+            return {"value": load_json(dump_json(example.body))}
+        if _is_json(example.content_type):
+            return {"value": load_json(example.body)}
+        if example.content_type.startswith(_TEXTS):
+            return {"value": example.body.decode()}
+        return {"externalValue": self._file(example.body, example.content_type)}
+
+    def _field(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._field(each) for each in value]
+        return self._file(value, "image/png") if isinstance(value, bytes) else value
+
+    def _file(self, content: bytes, kind: str) -> str:
+        ending = "png" if kind == "image/png" else "bin"
+        name = f"{hashlib.sha256(content).hexdigest()[:12]}.{ending}"
+        self._files[name] = (content, kind)
+        return f"docs/{name}"
+
+    def _identity(self, endpoint: str) -> str:
+        """Return what clients that are generated call the operation."""
+        base = identity = endpoint.replace(".", "_")
+        count = 1
+        while identity in self._identities:
+            count += 1
+            identity = f"{base}_{count}"
+        self._identities.add(identity)
+        return identity
+
+
+def _none(model: Model) -> Iterable[Example]:
+    return ()
+
+
+def _fits(example: Example, rule: Rule) -> bool:
+    return example.endpoint == rule.endpoint and set(example.values) == rule.arguments and _is_small(example.body)
+
+
+def _is_small(body: Any) -> bool:
+    content = body if isinstance(body, bytes) or body is None else repr(body).encode()
+    return content is None or len(content) <= MAX_EXAMPLE_BYTES
+
+
+def _named(given: Iterable[tuple[Model, Example]]) -> dict[str, Example]:
+    """Return the examples by names that tell them apart: mnist, mnist-2, linear."""
+    named: dict[str, Example] = {}
+    for model, example in given:
+        base = key = re.sub(r"[^A-Za-z0-9._-]", "_", model.name)
+        count = 1
+        while key in named:
+            count += 1
+            key = f"{base}-{count}"
+        named[key] = example
+    return named
+
+
+def _methods(rule: Rule, given: list[tuple[Model, Example]]) -> list[str]:
+    """Return the methods worth describing: of a route that takes all, the one that its clients use."""
+    methods = (rule.methods or set()) - _OWN_METHODS
+    if "PATCH" in methods:
+        return ["POST" if any(each.body is not None for _, each in given) else "GET"]
+    return sorted(methods)
+
+
+def _of_header(examples: Mapping[str, Example]) -> list[dict[str, Any]]:
+    headers = dict.fromkeys(name for each in examples.values() for name in each.headers)
+    return [
+        {
+            "name": header,
+            "in": "header",
+            "required": False,
+            "schema": {"type": "string"},
+            "examples": {key: {"value": each.headers[header]} for key, each in examples.items() if header in each.headers},
+        }
+        for header in headers
+    ]
+
+
+def _with_summary(example: Example, literal: dict[str, Any]) -> dict[str, Any]:
+    return {"summary": example.summary, **literal} if example.summary else literal
+
+
+def _is_json(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip()
+    return kind == JSON or kind.endswith("+json")
+
+
+def _sentences(text: str) -> tuple[str, str]:
+    """Return the first sentence of a docstring, without its full stop, and the rest."""
+    first, _, rest = text.partition("\n\n")
+    line = " ".join(first.split())
+    found = _FIRST_SENTENCE.match(line)
+    summary = found[1] if found else ""
+    left = line[len(summary) + 1 :].strip()
+    return summary, "\n\n".join(part for part in (left, rest.strip()) if part)
