@@ -25,6 +25,10 @@ _PLATFORMS = {SAGEMAKER: sagemaker, MLFLOW: sagemaker, VERTEX: vertex, AZURE: az
 def add_platform(app: LeanFlask, settings: Settings) -> None:
     """Add the contract of the cloud that this server runs in."""
     app.register_blueprint(_PLATFORMS[settings.platform].bp)
+    if settings.multi_model:
+        app.register_blueprint(sagemaker.multi_model)
+    if settings.platform == MLFLOW:
+        app.register_blueprint(sagemaker.mlflow)
 
 
 def torchserve_reporter(properties: Properties) -> ReportMetric:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from servekit.errors import SettingError
-from servekit.platforms import NONE, PLATFORMS, platform_of
+from servekit.platforms import AUTO, NONE, PLATFORMS, SAGEMAKER, platform_of
 
 PREFIX = "SERVEKIT_"
 MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"  # the Prometheus client's variable: the folder that workers share
@@ -33,6 +33,8 @@ class Settings:
     max_workers: int = 16  # to which requests may raise their number: each costs memory
     default_model: str = ""  # answers where an address names no model; empty: the only one, if there is only one
     management: bool = False  # let requests load and unload models: whoever can send one can change what is served
+    multi_model: bool = False  # start with no model: SageMaker's multi-model endpoint loads and unloads them by requests
+    default_accept: str = "application/json"  # what /invocations answers where the client does not say
     platform: str = "auto"  # the cloud whose contract is served: by its environment variables, or its name, or "none"
     trusted_models_only: bool = False  # refuse model files that can run code when they are loaded
     torchserve: str = ""  # TorchServe's properties, a line each, as `servekit torchserve` hands them on; empty: off
@@ -49,6 +51,7 @@ class Settings:
     def __post_init__(self) -> None:
         _require(self.engine in ENGINES, "engine", "one of: " + ", ".join(ENGINES))
         _require(self.platform in PLATFORMS, "platform", "one of: " + ", ".join(PLATFORMS))
+        _require(not self.multi_model or self.platform == SAGEMAKER, "multi_model", "false unless the platform is sagemaker")
         _require(0 <= self.poll_seconds < math.inf, "poll_seconds", "a number of seconds, or 0")
         _require(self.max_workers > 0, "max_workers", "a number above 0")
         _require(self.max_body_bytes > 0, "max_body_bytes", "a number of bytes above 0")
@@ -74,11 +77,11 @@ class Settings:
             if name not in fields:
                 raise SettingError(unknown_name("setting", variable, (PREFIX + field.upper() for field in fields), PREFIX))
             values[name] = _read(name, type(fields[name].default), environ[variable])
-        settings = cls(**values)
-        platform = platform_of(environ, settings.platform)
-        store = settings.model_store if platform.models is None or "model_store" in values else platform.models
-        name = settings.platform if platform.name == NONE else platform.name
-        return dataclasses.replace(settings, platform=name, model_store=store)
+        choice = values.get("platform", AUTO)
+        platform = platform_of(environ, choice)
+        stores = {} if platform.models is None else {"model_store": platform.models}
+        name = choice if platform.name == NONE else platform.name
+        return cls(**{**stores, **platform.settings, **values, "platform": name})
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], prefix: str = "") -> str:

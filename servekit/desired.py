@@ -49,6 +49,7 @@ class Desired:
     generation: int = 0
     models: Mapping[str, Mapping[str, Entry]] = dataclasses.field(default_factory=dict)
     defaults: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    fewest_workers: int = 1  # whatever the versions ask for
 
     @classmethod
     def of(cls, entries: list[Entry], generation: int = 0) -> "Desired":
@@ -88,8 +89,8 @@ class Desired:
 
     @property
     def workers(self) -> int:
-        """How many workers there should be: the most that a version asks for, and at least 1."""
-        return max([1, *(entry.workers for entry in self.entries())])
+        """How many workers there should be: the most that a version asks for, and at least `fewest_workers`."""
+        return max([self.fewest_workers, *(entry.workers for entry in self.entries())])
 
     def to_json(self) -> str:
         """Return the text that `from_json` reads."""
@@ -103,4 +104,4 @@ class Desired:
             name: {version: Entry(**entry) for version, entry in versions.items()}
             for name, versions in value["models"].items()
         }
-        return cls(value["generation"], models, value["defaults"])
+        return cls(value["generation"], models, value["defaults"], value["fewest_workers"])

@@ -14,6 +14,7 @@
         ├── HandlerFailed         500  the model's own code gave no answer, or chose its status
         ├── PayloadTooLarge       413  the body or the batch is over a limit
         ├── UnsupportedMediaType  415  a content type that no one reads here
+        ├── NotAcceptable         406  the client accepts no form that the answer can have
         ├── NotReady              503  nothing can be predicted yet
         │   └── ModelNotLoaded    503  the version is registered, and no worker holds it
         ├── WorkersFailed         500  a worker could not load what another could
@@ -111,6 +112,12 @@ class UnsupportedMediaType(RequestError):
     """The content type is none of those that the route reads."""
 
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+
+
+class NotAcceptable(RequestError):
+    """The client accepts none of the content types that the answer can be written as."""
+
+    status = HTTPStatus.NOT_ACCEPTABLE
 
 
 class NotReady(RequestError):

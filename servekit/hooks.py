@@ -4,6 +4,7 @@ The master imports this module, so it loads nothing that starts threads.
 """
 
 import atexit
+import dataclasses
 import datetime
 import logging
 import math
@@ -169,8 +170,8 @@ def on_starting(server: Arbiter) -> None:
     except StartupError as error:
         raise RuntimeError(f"servekit cannot start: {error}") from None  # Gunicorn prints it, and exits
     _startup = StartupState(server.num_workers)
-    if settings.torchserve:
-        # A reload gives new workers what the old ones have: archives change by TorchServe's management API only.
+    if settings.torchserve or settings.multi_model:
+        # A reload gives new workers what the old ones have: what is served changes by requests only.
         assert _state is not None
         keep_number(server, _state)
         return
@@ -326,7 +327,10 @@ def _prepare_state(server: Arbiter, settings: Settings) -> None:
         entries = [entry.limited(settings.max_workers) for entry in prepare(settings, state)]
     else:
         entries = entries_of(settings, server.num_workers)
-    state.write(Desired.of(entries))
+    desired = Desired.of(entries)
+    if settings.multi_model:
+        desired = dataclasses.replace(desired, fewest_workers=server.num_workers)
+    state.write(desired)
     if entries or settings.torchserve:  # else the workers are about to say what is missing
         server.num_workers = state.workers
     follow_number(server, state)

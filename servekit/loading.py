@@ -32,6 +32,7 @@ _REQUESTS = ModelSpec(
     outputs=(TensorSpec("response", "bytes", (-1,)),),
     files={},
 )
+_STARTUP_SECONDS = 480.0  # for a model's own code to load: SageMaker waits eight minutes for the first healthy answer
 _WARM_UP_PASSES = 3  # the first pays for first-time work; the fastest of the others is the model's speed
 
 
@@ -49,7 +50,27 @@ def load_entry(
     """
     if entry.format == "torchserve":
         return _load_archive(entry, settings, note_failure, report_metric)
+    if entry.format == "sagemaker":
+        return _load_functions(entry, settings, backlog, note_failure)
     return load_model(entry.name, entry.version, Path(entry.folder), settings, backlog)
+
+
+def _load_functions(
+    entry: Entry, settings: Settings, backlog: Backlog, note_failure: Callable[[str], None]
+) -> Model:
+    """Load the functions of SageMaker's contract; requests go to them one by one, beside the event loop."""
+    from servekit.engines.sagemaker import SageMakerEngine
+
+    def load() -> Engine:
+        return SageMakerEngine(entry.name, Path(entry.folder), os.environ, settings.trusted_models_only, note_failure)
+
+    try:
+        engine = _within(_STARTUP_SECONDS, load)
+    except TimeoutError:
+        raise ModelLoadError(f"The model {entry.name} was not loaded within {_STARTUP_SECONDS:.0f} seconds.") from None
+    spec = dataclasses.replace(_REQUESTS, max_batch_rows=1)
+    batching = {"is_long": True, "max_seconds": settings.deadline_seconds, "blame": note_failure}
+    return Model(entry.name, entry.version, spec, Handler(spec), engine, backlog, takes_requests=True, **batching)
 
 
 def _load_archive(

@@ -5,8 +5,9 @@ container requirements", Azure ML's inference server.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from servekit.errors import SettingError
 
@@ -15,28 +16,69 @@ SAGEMAKER, VERTEX, AZURE, MLFLOW = "sagemaker", "vertex", "azure", "mlflow"
 PLATFORMS = (AUTO, NONE, SAGEMAKER, VERTEX, AZURE, MLFLOW)
 
 _LOOPBACK = "127.0.0.1:5001"
+_LOG_LEVELS = {"10": "debug", "20": "info", "30": "warning", "40": "error", "50": "critical"}  # of Python's logging
 
 
 @dataclasses.dataclass(frozen=True)
 class Platform:
-    """Where a platform sends requests, and where it puts models (None: where servekit's own setting says)."""
+    """Where a platform sends requests, and where it puts models (None: where servekit's own setting says).
+
+    `settings` are servekit's settings that follow from its variables; those that are set themselves win over them.
+    """
 
     name: str = NONE
     bind: str = _LOOPBACK
     models: Path | None = None
+    workers: int | None = None  # None: as many as there are cores
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    log_level: str = "info"
 
 
 def platform_of(environ: Mapping[str, str], choice: str = AUTO) -> Platform:
     """Return the platform that `choice`, one of PLATFORMS, means in `environ`; raise SettingError for a port that is none."""
     name = _recognise(environ) if choice == AUTO else choice
     if name == SAGEMAKER:
-        models = "/opt/ml/models" if is_multi_model(environ) else f"{environ.get('SAGEMAKER_BASE_DIR', '/opt/ml')}/model"
-        return Platform(name, _any_address(environ, "SAGEMAKER_BIND_TO_PORT", "8080"), _existing(models))
+        return _sagemaker(environ)
     if name == VERTEX:
         return Platform(name, _any_address(environ, "AIP_HTTP_PORT", "8080"), _existing(environ.get("AIP_STORAGE_URI", "")))
     if name == AZURE:
         return Platform(name, "0.0.0.0:5001", _existing(environ.get("AZUREML_MODEL_DIR", "")))
     return Platform(name)
+
+
+def format_of(folder: Path, environ: Mapping[str, str]) -> str:
+    """Return the format of the one model that lies in `folder` itself, or "" if it is a folder of models, or of none.
+
+    "servekit" has a model.json. "sagemaker" has code/inference.py, or what SAGEMAKER_PROGRAM names, or is the one file
+    .pt or .pth that there is, which must be TorchScript.
+    """
+    if (folder / "model.json").is_file():
+        return "servekit"
+    if program_of(folder, environ) is not None:
+        return "sagemaker"
+    files = [path for suffix in ("*.pt", "*.pth") for path in folder.glob(suffix) if path.is_file()]
+    return "sagemaker" if len(files) == 1 or folder.joinpath("model.pt") in files else ""
+
+
+def program_of(folder: Path, environ: Mapping[str, str]) -> Path | None:
+    """Return the file with the functions of a SageMaker model that lies in `folder`, if it brings one."""
+    path = folder / "code" / (environ.get("SAGEMAKER_PROGRAM") or "inference.py")
+    is_inside = ".." not in path.parts and path.is_relative_to(folder)
+    return path if is_inside and path.is_file() else None
+
+
+def require_safe_ports(environ: Mapping[str, str], ports: Sequence[int]) -> None:
+    """Raise SettingError if one of `ports`, SageMaker's own apart, lies outside of SAGEMAKER_SAFE_PORT_RANGE."""
+    text = environ.get("SAGEMAKER_SAFE_PORT_RANGE", "").strip()
+    if not text:
+        return
+    first, dash, last = text.partition("-")
+    if not dash or not first.isdecimal() or not last.isdecimal() or not 0 < int(first) <= int(last) < 2**16:
+        raise SettingError("SAGEMAKER_SAFE_PORT_RANGE must be two ports, such as 9000-9100.")
+    own = int(environ.get("SAGEMAKER_BIND_TO_PORT") or 8080)
+    for port in ports:
+        if port != own and not int(first) <= port <= int(last):
+            raise SettingError(f"The port {port} lies outside of SAGEMAKER_SAFE_PORT_RANGE, {text}; choose another one.")
 
 
 def is_multi_model(environ: Mapping[str, str]) -> bool:
@@ -50,6 +92,32 @@ def _recognise(environ: Mapping[str, str]) -> str:
     if any(name.startswith("SAGEMAKER_") for name in environ):
         return SAGEMAKER
     return AZURE if "AZUREML_MODEL_DIR" in environ or "AZUREML_ENTRY_SCRIPT" in environ else NONE
+
+
+def _sagemaker(environ: Mapping[str, str]) -> Platform:
+    is_multi = is_multi_model(environ)
+    models = "/opt/ml/models" if is_multi else f"{environ.get('SAGEMAKER_BASE_DIR') or '/opt/ml'}/model"
+    seconds = _number(environ, "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS", _number(environ, "SAGEMAKER_MODEL_SERVER_TIMEOUT", 60))
+    settings: dict[str, Any] = {"multi_model": is_multi, "deadline_seconds": float(seconds or 60)}
+    if megabytes := _number(environ, "SAGEMAKER_MAX_PAYLOAD_IN_MB", None):  # 0, of a batch job: without a limit
+        settings["max_body_bytes"] = megabytes * 2**20
+    if accept := environ.get("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT"):
+        settings["default_accept"] = accept
+    return Platform(
+        SAGEMAKER,
+        _any_address(environ, "SAGEMAKER_BIND_TO_PORT", "8080"),
+        Path(models) if is_multi else _existing(models),  # the first model may make the folder
+        _number(environ, "SAGEMAKER_MODEL_SERVER_WORKERS", None) or None,
+        settings,
+        _LOG_LEVELS.get(environ.get("SAGEMAKER_CONTAINER_LOG_LEVEL", ""), "info"),
+    )
+
+
+def _number(environ: Mapping[str, str], variable: str, default: int | None) -> int | None:
+    text = environ.get(variable, "").strip()
+    if text and not text.isdecimal():
+        raise SettingError(f"{variable} must be a number.")
+    return int(text) if text else default
 
 
 def _any_address(environ: Mapping[str, str], variable: str, default: str) -> str:

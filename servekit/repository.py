@@ -85,7 +85,7 @@ class Repository:
         """
         if state is None:
             state = State.private(entries_of(settings))
-        if not state.read().models and not settings.torchserve:
+        if not state.read().models and not settings.torchserve and not settings.multi_model:
             raise ModelLoadError(
                 f"There is no model in {settings.model_store}; run `make train`, or set SERVEKIT_MODEL_STORE."
             )

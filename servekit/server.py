@@ -12,7 +12,7 @@ from servekit.config import PREFIX, usable_cores
 from servekit.errors import SettingError
 from servekit.hooks import Logger, child_exit, on_starting, post_fork, post_worker_init  # noqa: F401
 from servekit.logs import ACCESS_FORMAT
-from servekit.platforms import AUTO, platform_of
+from servekit.platforms import AUTO, Platform, platform_of
 from servekit.torchserve.properties import Properties
 
 
@@ -27,21 +27,22 @@ def _torchserve() -> Properties | None:
         sys.exit(f"servekit cannot start: {error}")
 
 
-def _platform() -> str:
-    """Return where the platform's requests come in; end the process if its variables cannot be read."""
+def _platform() -> Platform:
+    """Return what the platform asks for; end the process if its variables cannot be read."""
     try:
-        return platform_of(os.environ, os.environ.get(f"{PREFIX}PLATFORM", AUTO)).bind
+        return platform_of(os.environ, os.environ.get(f"{PREFIX}PLATFORM", AUTO))
     except SettingError as error:
         sys.exit(f"servekit cannot start: {error}")
 
 
 _properties = _torchserve()
+_cloud = _platform()
 
 wsgi_app = "servekit.app:application()"
-bind = [_platform()]  # loopback unless a cloud asks for more: whoever opens it to a network decides so
+bind = [_cloud.bind]  # loopback unless a cloud asks for more: whoever opens it to a network decides so
 
 # One worker a core with one thread of arithmetic each: more of either fight for the same cores.
-workers = int(os.environ.get("WEB_CONCURRENCY") or usable_cores())
+workers = int(os.environ.get("WEB_CONCURRENCY") or _cloud.workers or usable_cores())
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -61,6 +62,7 @@ forwarder_headers = ""  # no header of a client sets the script name or path
 logger_class = Logger
 accesslog = "-"
 access_log_format = ACCESS_FORMAT
+loglevel = _cloud.log_level
 
 if _properties is not None:
     bind = [address.bind for address in _properties.addresses]

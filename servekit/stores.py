@@ -5,24 +5,38 @@ Each folder of a store is a model: of servekit's own layout (`model.json` in its
 """
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from servekit.config import Settings
 from servekit.desired import Entry
 from servekit.errors import ModelNotFound, VersionNotFound
+from servekit.platforms import AUTO, NONE, format_of
 from servekit.spec import scan
 from servekit.triton import folders
+
+MODEL = "model"  # the name of a model that a cloud gives without one
 
 
 def entries_of(settings: Settings, workers: int = 1) -> list[Entry]:
     """Return what is to be served at the start, by so many workers."""
+    if settings.multi_model:
+        return []
+    if settings.platform not in (AUTO, NONE) and (entry := model_entry(MODEL, settings.model_store, workers)):
+        return [entry]
     found = scan(settings.model_store)
     return [
         entry.limited(max(workers, settings.max_workers))
         for name, versions in found.items()
         for entry in _entries(settings.model_store, name, versions, workers)
     ]
+
+
+def model_entry(name: str, folder: Path, workers: int = 1) -> Entry | None:
+    """Return the entry of the one model that lies in `folder` itself, to be called `name`, or None if there is none."""
+    kind = format_of(folder, os.environ)
+    return Entry(name, "1", kind, name, str(folder.resolve()), workers, workers) if kind else None
 
 
 def newest_entries(store: Path, workers: int = 1) -> list[Entry]:

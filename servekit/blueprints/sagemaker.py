@@ -1,5 +1,282 @@
-"""SageMaker's container contract, and MLflow's scoring server: `/ping`, `/invocations`, `/models`."""
+"""SageMaker's container contract, and MLflow's scoring server: `/ping`, `/invocations`, `/models`.
 
-from flask import Blueprint
+Sources: SageMaker's "Custom inference code with hosting services", "Use your own inference code with batch transform" and
+"Custom containers for multi-model endpoints"; MLflow's `mlflow.pyfunc.scoring_server`.
+"""
+
+import dataclasses
+import logging
+import re
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flask import Blueprint, Response, request
+from werkzeug.exceptions import HTTPException
+
+import servekit
+from servekit import ext
+from servekit.codecs import scoring
+from servekit.codecs.arrays import dump_json
+from servekit.codecs.values import parse_json
+from servekit.desired import Entry
+from servekit.errors import (
+    InvalidInput,
+    ModelLoadError,
+    ModelNotFound,
+    NotReady,
+    OutOfMemory,
+    RequestError,
+    WorkersFailed,
+)
+from servekit.exchange import RawRequest, RawResponse
+from servekit.lean import PlainResponse
+from servekit.model import Model
+from servekit.openapi import Example
+from servekit.platforms import MLFLOW
+from servekit.spec import TensorSpec
+from servekit.stores import model_entry
+from servekit.tensors import row_count
+
+log = logging.getLogger(__name__)
 
 bp = Blueprint("sagemaker", __name__)
+multi_model = Blueprint("sagemaker_multi_model", __name__)  # registered where SageMaker asks for it
+mlflow = Blueprint("mlflow", __name__)
+
+ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
+TARGET_MODEL = "X-Amzn-SageMaker-Target-Model"
+MAX_TRANSFORM_MEGABYTES = 100  # of all concurrent requests of a batch transform, by its documentation
+PAGE = 100  # models of a list, if `limit` says nothing
+
+_ATTRIBUTES = re.compile(r"[ -~]{0,1024}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+_HEADER = re.compile(r"[A-Za-z0-9-]{1,100}: [ -~]{0,8000}")
+_FRAMING = frozenset(("content-type", "content-length", "transfer-encoding", "connection"))
+_NO_MEMORY = ("MemoryError", "alloc", "out of memory", "OutOfMemory")  # in what a failed load says of itself
+_CODES = {404: "RESOURCE_DOES_NOT_EXIST", 503: "TEMPORARILY_UNAVAILABLE"}  # of MLflow; below 500 else BAD_REQUEST
+
+route = partial(bp.route, strict_slashes=False, merge_slashes=False)
+model_route = partial(multi_model.route, strict_slashes=False, merge_slashes=False)
+
+
+@route("/ping", methods=["GET", "POST"])
+def ping() -> Response:
+    """Answer 200 with nothing when predictions can be made, else 503; a multi-model endpoint may have no model yet."""
+    repository = ext.repository()
+    if not (ext.settings().multi_model and not repository.desired().models):
+        repository.require_ready()
+    return _response(b"", scoring.JSON)
+
+
+@route("/invocations", methods=["POST"])
+@route("/endpoints/<endpoint>/invocations", methods=["POST"])
+def invocations(endpoint: str = "") -> Response:
+    """Predict by the default model, or by the one that the header Target-Model names, from a body of any known type.
+
+    The second address is that of AWS' own client, so that it can be pointed here.
+    """
+    target = request.headers.get(TARGET_MODEL)
+    return _invoke(ext.repository().get(target) if target else ext.default_model())
+
+
+@route("/execution-parameters", methods=["GET"])
+def execution_parameters() -> Response:
+    """Say how a batch transform is to send its records: so many requests at once, many records each, of such a size."""
+    concurrent = min(MAX_TRANSFORM_MEGABYTES, ext.repository().desired().workers)
+    megabytes = min(ext.settings().max_body_bytes // 2**20, MAX_TRANSFORM_MEGABYTES // concurrent)
+    parameters = {"MaxConcurrentTransforms": concurrent, "BatchStrategy": "MULTI_RECORD", "MaxPayloadInMB": max(1, megabytes)}
+    return _response(dump_json(parameters), scoring.JSON)
+
+
+@mlflow.get("/version")
+def version() -> Response:
+    """Name the version of the server."""
+    return PlainResponse(servekit.__version__.encode(), content_type="text/plain; charset=utf-8")
+
+
+@model_route("/models", methods=["GET"])
+def list_models() -> Response:
+    """List the loaded models: `limit` of them, from `next_page_token` on."""
+    start, limit = _count("next_page_token", 0), _count("limit", PAGE)
+    entries = ext.repository().desired().entries()
+    shown: dict[str, Any] = {"models": [_described(entry) for entry in entries[start : start + limit]]}
+    if start + limit < len(entries):
+        shown["nextPageToken"] = str(start + limit)
+    return _response(dump_json(shown), scoring.JSON)
+
+
+@model_route("/models", methods=["POST"])
+def load_model() -> Response:
+    """Load the model that lies in the folder `url` in every worker, as `model_name`.
+
+    404 for a folder that is not there, 409 for a model that is loaded, 507 when there is no memory for it.
+    """
+    sent = parse_json(request.get_data(cache=False))
+    name, url = (sent.get(key) if isinstance(sent, dict) else None for key in ("model_name", "url"))
+    if not isinstance(name, str) or not isinstance(url, str) or not _NAME.fullmatch(name):
+        raise InvalidInput('Send {"model_name": "...", "url": "..."}; a name has letters, digits, dots, dashes, underscores.')
+    folder = _folder_of(url)
+    repository = ext.repository()
+    entry = model_entry(name, folder, repository.desired().workers)
+    if entry is None:
+        raise ModelNotFound("There is no model at that url: no model.json, no code/inference.py and no TorchScript.")
+    try:
+        repository.register(dataclasses.replace(entry, source=url, is_required=False))
+    except (MemoryError, ModelLoadError, WorkersFailed) as error:
+        return _not_loaded(error)
+    return _response(dump_json({"status": "Workers scaled"}), scoring.JSON)
+
+
+@model_route("/models/<name>", methods=["GET"])
+def describe_model(name: str) -> Response:
+    """Describe a loaded model."""
+    return _response(dump_json(_described(ext.repository().find(name))), scoring.JSON)
+
+
+@model_route("/models/<name>", methods=["DELETE"])
+def unload_model(name: str) -> Response:
+    """Unload a model in every worker; its memory is free when this returns."""
+    ext.repository().unregister(name)
+    return _response(dump_json({"status": f'Model "{name}" unregistered'}), scoring.JSON)
+
+
+@model_route("/models/<name>/invoke", methods=["POST"])
+def invoke_model(name: str) -> Response:
+    """Predict by a loaded model, as `/invocations` does; 507 when there is no memory for it."""
+    try:
+        return _invoke(ext.repository().get(name))
+    except (MemoryError, OutOfMemory):
+        return _error("There is no memory for this request; unload a model.", HTTPStatus.INSUFFICIENT_STORAGE)
+
+
+def examples(model: Model) -> list[Example]:
+    """Return a request of zeros for a model that says what it takes, as a list of JSON."""
+    if model.signature is None:
+        return []
+    row = {spec.name: _zeros(spec) for spec in model.signature.inputs}
+    return [Example("sagemaker.invocations", {}, {"instances": [row]}, summary="A row of zeros, by the names of the inputs")]
+
+
+def render(error: Exception) -> Response:
+    """Answer an error as SageMaker shows it to its clients, `{"error", "code"}`, or as MLflow's clients know it."""
+    if isinstance(error, RequestError):
+        response = _error(str(error), error.status)
+        if error.retry_after is not None:
+            response.headers["Retry-After"] = str(error.retry_after)
+        return response
+    if isinstance(error, MemoryError):
+        log.error("There was no memory for a request: %s", error)
+        return _error("The server is short of memory; send less at once, or try again later.", HTTPStatus.SERVICE_UNAVAILABLE)
+    if isinstance(error, HTTPException):
+        status = HTTPStatus(error.code or HTTPStatus.INTERNAL_SERVER_ERROR)
+        if status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            return _error(f"The body is too large; at most {ext.settings().max_body_bytes} bytes are read.", status)
+        return _error(f"{status.phrase}.", status)
+    log.error("A request failed unexpectedly", exc_info=error)
+    return _error("The server failed; its log says why.", HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+for _blueprint in (bp, multi_model, mlflow):
+    for _kind in (RequestError, HTTPException, MemoryError, Exception):
+        _blueprint.register_error_handler(_kind, render)
+
+
+def _invoke(model: Model) -> Response:
+    _require_attributes()
+    settings, signature = ext.settings(), model.signature
+    accept = request.headers.get("Accept", "").strip()
+    if signature is None:
+        return _pass_on(model, settings.default_accept if accept in ("", scoring.ANY) else accept)
+    media = scoring.choose(accept, settings.default_accept)
+    is_mlflow = settings.platform == MLFLOW
+    body, content_type = request.get_data(cache=False), request.headers.get("Content-Type", "")
+    scored = scoring.read(body, content_type, signature, has_header=is_mlflow)
+    outputs = model.predict(scored.tensors, ext.deadline())
+    if {len(array) for array in outputs.values()} != {row_count(scored.tensors)} and signature.is_batched:
+        raise RuntimeError(f"the model {model.name} answers with another number of rows than it was sent")
+    return _response(scoring.write(outputs, signature, media, scored.is_wrapped or is_mlflow), media)
+
+
+def _pass_on(model: Model, accept: str) -> Response:
+    """Let the model's own code read the request."""
+    rows = np.empty(1, object)
+    rows[0] = RawRequest(
+        request.get_data(cache=False),
+        request.headers.get("Content-Type", ""),
+        accept,
+        request.method,
+        request.query_string.decode("latin-1"),
+        request.path,
+        dict(request.headers.items()),
+    )
+    answer: RawResponse = model.predict({"request": rows}, ext.deadline())["response"][0]
+    response = _response(answer.body, answer.content_type, answer.status)
+    for name, value in answer.headers.items():
+        if _HEADER.fullmatch(f"{name}: {value}") and name.lower() not in _FRAMING:
+            response.headers[name] = value
+    return response
+
+
+def _response(body: bytes, content_type: str, status: int = HTTPStatus.OK) -> Response:
+    """Return an answer with the attributes that the client wants back."""
+    response = PlainResponse(body, status, content_type=content_type)
+    attributes = request.headers.get(ATTRIBUTES, "")
+    if attributes and _ATTRIBUTES.fullmatch(attributes):
+        response.headers[ATTRIBUTES] = attributes
+    return response
+
+
+def _error(message: str, status: int) -> Response:
+    if ext.settings().platform == MLFLOW:
+        code = _CODES.get(status, "BAD_REQUEST" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "INTERNAL_ERROR")
+        return _response(dump_json({"error_code": code, "message": message}), scoring.JSON, status)
+    return _response(dump_json({"error": message, "code": int(status)}), scoring.JSON, status)
+
+
+def _require_attributes() -> None:
+    if not _ATTRIBUTES.fullmatch(request.headers.get(ATTRIBUTES, "")):
+        raise InvalidInput(f"{ATTRIBUTES} may hold 1024 visible characters of ASCII.")
+
+
+def _zeros(spec: TensorSpec) -> Any:
+    shape = [1 if size == -1 else size for size in spec.shape[1:]]
+    value = "" if spec.dtype == "bytes" else False if spec.dtype == "bool" else 0
+    return np.full(shape, value, object).tolist()
+
+
+def _described(entry: Entry) -> dict[str, str]:
+    return {"modelName": entry.name, "modelUrl": entry.source}
+
+
+def _count(name: str, default: int) -> int:
+    text = request.args.get(name, "")
+    if text and not re.fullmatch(r"[0-9]{1,9}", text):
+        raise InvalidInput(f"{name} must be a number.")
+    return int(text) if text else default
+
+
+def _folder_of(url: str) -> Path:
+    """Return the folder below the model store that `url` names, which no link and no `..` may lead to."""
+    store, path = ext.settings().model_store.absolute(), Path(url)
+    root = store.resolve()
+    base = next((base for base in (store, root) if path.is_relative_to(base)), None)
+    inside = None if base is None else path.relative_to(base)
+    if inside is None or not inside.parts or ".." in inside.parts or not url.isprintable():
+        raise InvalidInput("The url must be a folder below the folder of the models.")
+    folder = root / inside
+    if not folder.is_dir():
+        raise ModelNotFound("There is no folder at that url.")
+    if folder.resolve() != folder:
+        raise InvalidInput("The url must be a folder below the folder of the models, without links.")
+    return folder
+
+
+def _not_loaded(error: Exception) -> Response:
+    """Tell the platform why a model was not loaded: with 507 it unloads another one and tries again."""
+    log.error("A model was not loaded: %s", error)
+    if isinstance(error, MemoryError) or any(word in str(error) for word in _NO_MEMORY):
+        return _error("There is no memory for this model; unload another one.", HTTPStatus.INSUFFICIENT_STORAGE)
+    return _error("The model cannot be loaded; the log of the server says why.", HTTPStatus.INTERNAL_SERVER_ERROR)

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from servekit.cli.ports import require_free
 from servekit.config import PREFIX
+from servekit.platforms import require_safe_ports
 
 APPLICATION = "servekit.app:application()"
 _OURS = ["--config", "python:servekit.server"]
@@ -26,7 +27,8 @@ def serve(binds: Sequence[str], model_store: Path | None, others: Sequence[str])
     options = [*others, *(f"--bind={address}" for address in binds)]
     if not _names_config([*others, *shlex.split(os.environ.get("GUNICORN_CMD_ARGS", ""))]):
         options = [*([] if Path("gunicorn.conf.py").exists() else _OURS), *options]
-    require_free_addresses(options)
+    addresses = require_free_addresses(options)
+    require_safe_ports(os.environ, [address[1] for address in addresses if isinstance(address, tuple)])
     become_gunicorn(options, os.environ)
 
 
