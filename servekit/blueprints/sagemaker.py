@@ -26,7 +26,6 @@ from servekit.errors import (
     InvalidInput,
     ModelLoadError,
     ModelNotFound,
-    NotReady,
     OutOfMemory,
     RequestError,
     WorkersFailed,

@@ -182,7 +182,7 @@ def _load_script(folder: str) -> Any:
             raise ValueError(f"there must be exactly one .pt or .pth file, or a model_fn; there are {len(files)}")
         path = files[0]
     try:
-        return torch.jit.load(str(path), map_location=_device()).eval()
+        return torch.jit.load(str(path), map_location=_device()).eval()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise ValueError(f"{path.name} is not TorchScript; save it with torch.jit, or write a model_fn") from error
 
