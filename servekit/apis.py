@@ -3,6 +3,7 @@
 from servekit import ext, gateway
 from servekit.blueprints import (
     azure,
+    azure_scripts,
     ops,
     sagemaker,
     torchserve_inference,
@@ -20,6 +21,12 @@ from servekit.torchserve.properties import Properties
 from servekit.torchserve.startup import KEY_FILE, packages_folder
 
 _PLATFORMS = {SAGEMAKER: sagemaker, MLFLOW: sagemaker, VERTEX: vertex, AZURE: azure}
+
+
+def prepare_platform(settings: Settings) -> None:
+    """Make what the code of models finds on a platform; before they are loaded."""
+    if settings.platform == AZURE:
+        azure_scripts.install()
 
 
 def add_platform(app: LeanFlask, settings: Settings) -> None:

@@ -27,19 +27,21 @@ def create_app(settings: Settings | None = None) -> Flask:
         from servekit.apis import add_torchserve, torchserve_reporter  # not for those who do not ask for it
 
         report_metric = torchserve_reporter(properties)
+    if has_platform := settings.platform not in (AUTO, NONE):
+        from servekit.apis import add_platform, prepare_platform
+
+        prepare_platform(settings)
     repository = Repository.load(settings, hooks.shared_state(), report_metric)
 
     app = LeanFlask("servekit", static_folder=None)
     ext.init_app(app, settings, repository)
     metrics.init_app(app)
+    if has_platform:  # before the others: of two routes with one address the first answers
+        add_platform(app, settings)
     for room in (predict, linear, mnist, ops, tensorflow_serving, open_inference, predictions):
         app.register_blueprint(room.bp)
     if docs.IS_INSTALLED:
         app.register_blueprint(docs.bp)
-    if settings.platform not in (AUTO, NONE):
-        from servekit.apis import add_platform
-
-        add_platform(app, settings)
     if properties:
         add_torchserve(app, repository, properties)
     app.wsgi_app = middleware.stack(app.wsgi_app, settings)  # type: ignore[assignment,method-assign]

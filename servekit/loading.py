@@ -52,6 +52,8 @@ def load_entry(
         return _load_archive(entry, settings, note_failure, report_metric)
     if entry.format == "sagemaker":
         return _load_functions(entry, settings, backlog, note_failure)
+    if entry.format == "azure":
+        return _load_script(entry, backlog)
     return load_model(entry.name, entry.version, Path(entry.folder), settings, backlog)
 
 
@@ -106,6 +108,21 @@ def _load_archive(
         max_seconds=options["response_timeout"],
         blame=note_failure,
     )
+
+
+def _load_script(entry: Entry, backlog: Backlog) -> Model:
+    """Load a scoring script of Azure ML. Requests are its rows, and each runs alone, as long as its time-outs allow."""
+    from servekit.engines.azure import GRACE_SECONDS, AzureEngine
+
+    engine = AzureEngine(Path(entry.folder), entry.options)
+    given_up = [entry.options["worker_timeout"]]
+    if engine.seconds is not None:
+        given_up.append(engine.seconds + GRACE_SECONDS)
+    spec = dataclasses.replace(_REQUESTS, network="servekit.engines.azure:AzureEngine", max_batch_rows=1)
+    model = Model(
+        *entry.key, spec, Handler(spec), engine, backlog, takes_requests=True, is_long=True, max_seconds=min(given_up)
+    )
+    return model
 
 
 def _within(seconds: float, load: Callable[[], Engine]) -> Engine:

@@ -17,6 +17,7 @@ PLATFORMS = (AUTO, NONE, SAGEMAKER, VERTEX, AZURE, MLFLOW)
 
 _LOOPBACK = "127.0.0.1:5001"
 _LOG_LEVELS = {"10": "debug", "20": "info", "30": "warning", "40": "error", "50": "critical"}  # of Python's logging
+_AZURE_ROOT = Path("/var/azureml-app")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +41,10 @@ def platform_of(environ: Mapping[str, str], choice: str = AUTO) -> Platform:
     if name == SAGEMAKER:
         return _sagemaker(environ)
     if name == VERTEX:
-        return Platform(name, _any_address(environ, "AIP_HTTP_PORT", "8080"), _existing(environ.get("AIP_STORAGE_URI", "")))
+        return Platform(name, _any_address(environ, "AIP_HTTP_PORT", "8080"), _vertex_models(environ))
     if name == AZURE:
-        return Platform(name, "0.0.0.0:5001", _existing(environ.get("AZUREML_MODEL_DIR", "")))
+        store = _store_in(_existing(environ.get("AZUREML_MODEL_DIR", "")))
+        return Platform(name, _any_address(environ, "SERVER_PORT", "5001"), store, _azure_workers(environ))
     return Platform(name)
 
 
@@ -84,6 +86,70 @@ def require_safe_ports(environ: Mapping[str, str], ports: Sequence[int]) -> None
 def is_multi_model(environ: Mapping[str, str]) -> bool:
     """Return True if SageMaker loads and unloads models by requests."""
     return environ.get("SAGEMAKER_MULTI_MODEL", "").lower() == "true"
+
+
+def azure_root(environ: Mapping[str, str]) -> Path:
+    """Return the folder that Azure ML's relative paths begin at."""
+    if given := environ.get("AML_APP_ROOT"):
+        return Path(given).absolute()
+    return _AZURE_ROOT if _AZURE_ROOT.is_dir() else Path.cwd()
+
+
+def scoring_script(environ: Mapping[str, str]) -> Path | None:
+    """Return the script that Azure ML runs, `main.py` if none is named; None: there is none.
+
+    Raises SettingError for one that is named and is not there.
+    """
+    root = azure_root(environ)
+    if given := environ.get("AZUREML_ENTRY_SCRIPT"):
+        script = root / given
+        if script.suffix != ".py" or not script.is_file():
+            raise SettingError(f"AZUREML_ENTRY_SCRIPT must name a file of Python: {script} is none.")
+        return script
+    script = root / "main.py"
+    is_named = "AML_APP_ROOT" in environ or root == _AZURE_ROOT  # else it is whoever's folder we were started in
+    return script if is_named and script.is_file() else None
+
+
+def positive(environ: Mapping[str, str], variable: str, default: int) -> int:
+    """Return the whole number above 0 that `variable` holds; raise SettingError for anything else."""
+    text = environ.get(variable) or str(default)
+    if not text.isdecimal() or not 0 < int(text) < 2**31:
+        raise SettingError(f"{variable} must be a whole number above 0.")
+    return int(text)
+
+
+def _azure_workers(environ: Mapping[str, str]) -> int | None:
+    """Return WORKER_COUNT; a script that somebody wrote takes the memory that it likes, so there is one of it by default."""
+    if environ.get("WORKER_COUNT"):
+        return positive(environ, "WORKER_COUNT", 1)
+    return 1 if scoring_script(environ) else None
+
+
+def _store_in(folder: Path | None) -> Path | None:
+    """Return the model store in `folder`: Azure ML puts the folder that was registered into another one."""
+    inner = [] if folder is None else [each for each in folder.iterdir() if each.is_dir() and not each.name.startswith(".")]
+    if len(inner) != 1 or any(each.name.isdecimal() for each in inner[0].iterdir()):
+        return folder
+    return inner[0]
+
+
+def _vertex_models(environ: Mapping[str, str]) -> Path | None:
+    """Return the folder that AIP_STORAGE_URI names; raise SettingError for one in Google's storage and for none.
+
+    It says nothing where servekit's own setting names the store.
+    """
+    uri = environ.get("AIP_STORAGE_URI", "")
+    if not uri or "SERVEKIT_MODEL_STORE" in environ:
+        return None
+    if "://" in uri:
+        raise SettingError(
+            "AIP_STORAGE_URI names a bucket, and nothing is fetched from there: let the image hold the model store, or "
+            "copy it in before the start, and name its folder in SERVEKIT_MODEL_STORE."
+        )
+    if not Path(uri).is_dir():
+        raise SettingError("AIP_STORAGE_URI must name a folder.")
+    return Path(uri)
 
 
 def _recognise(environ: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from servekit.config import Settings
 from servekit.desired import Entry
 from servekit.errors import ModelNotFound, VersionNotFound
-from servekit.platforms import AUTO, NONE, format_of
+from servekit.platforms import AUTO, AZURE, NONE, azure_root, format_of, positive, scoring_script
 from servekit.spec import scan
 from servekit.triton import folders
 
@@ -23,6 +23,8 @@ def entries_of(settings: Settings, workers: int = 1) -> list[Entry]:
     """Return what is to be served at the start, by so many workers."""
     if settings.multi_model:
         return []
+    if script := azure_entries(settings, workers):
+        return script
     if settings.platform not in (AUTO, NONE) and (entry := model_entry(MODEL, settings.model_store, workers)):
         return [entry]
     found = scan(settings.model_store)
@@ -37,6 +39,21 @@ def model_entry(name: str, folder: Path, workers: int = 1) -> Entry | None:
     """Return the entry of the one model that lies in `folder` itself, to be called `name`, or None if there is none."""
     kind = format_of(folder, os.environ)
     return Entry(name, "1", kind, name, str(folder.resolve()), workers, workers) if kind else None
+
+
+def azure_entries(settings: Settings, workers: int = 1) -> list[Entry]:
+    """Return Azure ML's scoring script, if this is its platform and there is one; it is served in the store's place."""
+    script = scoring_script(os.environ) if settings.platform == AZURE else None
+    if script is None:
+        return []
+    root = azure_root(os.environ)
+    source = os.environ.get("AZUREML_SOURCE_DIRECTORY", "")
+    options = {
+        "folders": [str(root), *([str(root / source)] if source else [])],  # where its modules are looked for, after its own
+        "scoring_timeout_ms": positive(os.environ, "SCORING_TIMEOUT_MS", 0) if os.environ.get("SCORING_TIMEOUT_MS") else None,
+        "worker_timeout": positive(os.environ, "WORKER_TIMEOUT", 300),
+    }
+    return [Entry("score", "1", AZURE, script.name, str(script), workers, workers, options)]
 
 
 def newest_entries(store: Path, workers: int = 1) -> list[Entry]:

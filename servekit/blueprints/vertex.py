@@ -1,5 +1,222 @@
-"""Vertex AI's contract for custom containers: the routes that `AIP_*` variables name."""
+"""Vertex AI's contract for custom containers: the routes that `AIP_*` variables name, and those of its REST clients.
 
-from flask import Blueprint
+Source: Vertex AI's "Custom container requirements for prediction".
+"""
+
+import base64
+import logging
+import os
+import re
+from collections.abc import Mapping
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+import numpy as np
+from flask import Blueprint, Response, request
+from flask.blueprints import BlueprintSetupState
+from werkzeug.exceptions import HTTPException
+
+from servekit import ext
+from servekit.codecs.arrays import dump_json, load_json
+from servekit.codecs.instances import predictions_of, rows_of
+from servekit.codecs.values import decode_base64
+from servekit.errors import InvalidInput, OutOfMemory, RequestError, SettingError
+from servekit.lean import PlainResponse
+from servekit.model import Model
+from servekit.openapi import Example
+from servekit.signature import Signature
+from servekit.tensors import Tensors, bytes_tensor
 
 bp = Blueprint("vertex", __name__)
+route = partial(bp.route, strict_slashes=False, merge_slashes=False)
+
+JSON = "application/json"
+
+log = logging.getLogger(__name__)
+
+_PATH = re.compile(r"/[A-Za-z0-9._~:/@!$&'()*+,;=-]*")  # of RFC 3986's path, what stands for itself
+_RAW = ("image/", "application/octet-stream")
+_ENDPOINT = "/v1/projects/<project>/locations/<location>/endpoints/<endpoint>"
+# google.rpc.Code, by which Google's clients raise their exceptions
+_CODES = {
+    400: "INVALID_ARGUMENT",
+    404: "NOT_FOUND",
+    413: "INVALID_ARGUMENT",
+    415: "INVALID_ARGUMENT",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+
+
+@bp.record
+def add_routes(state: BlueprintSetupState) -> None:
+    """Add the two routes that the platform names; raise SettingError for what cannot be an address."""
+    health_path, predict_path = paths(os.environ)
+    state.add_url_rule(health_path, "health", health, methods=["GET"], strict_slashes=False, merge_slashes=False)
+    state.add_url_rule(predict_path, "predict", predict, methods=["POST"], strict_slashes=False, merge_slashes=False)
+
+
+def paths(environ: Mapping[str, str]) -> tuple[str, str]:
+    """Return the addresses of the probe and of predictions; raise SettingError for those that cannot be."""
+    endpoint, deployed = environ.get("AIP_ENDPOINT_ID", ""), environ.get("AIP_DEPLOYED_MODEL_ID", "")
+    of_model = f"/v1/endpoints/{endpoint}/deployedModels/{deployed}"
+    # without ids nobody has deployed it: the addresses of Vertex' own local runs
+    defaults = (of_model, f"{of_model}:predict") if endpoint and deployed else ("/health", "/predict")
+    found = []
+    for variable, default in zip(("AIP_HEALTH_ROUTE", "AIP_PREDICT_ROUTE"), defaults, strict=True):
+        path = environ.get(variable) or default
+        if not _PATH.fullmatch(path):
+            raise SettingError(
+                f"{variable} must be the path of an address: a slash, then letters, digits and marks that need no escape."
+            )
+        found.append(path)
+    return found[0], found[1]
+
+
+# Routes.
+
+
+def health() -> Response:
+    """Say whether predictions can be made: 200, or 503 with the reason."""
+    ext.repository().require_ready()
+    return _json({"status": "healthy"})
+
+
+def predict() -> Response:
+    """Answer `{"instances": [...]}` with `{"predictions": [...]}`, an element each; a raw body is one instance."""
+    return _json({"predictions": _predictions(request.get_data(cache=False), request.headers.get("Content-Type", ""))})
+
+
+@route(f"{_ENDPOINT}:predict", methods=["POST"])
+def predict_by_endpoint(project: str, location: str, endpoint: str) -> Response:
+    """Answer as the platform does to its own clients, whatever endpoint they name."""
+    predictions = _predictions(request.get_data(cache=False), JSON)
+    return _json({"predictions": predictions, "deployedModelId": os.environ.get("AIP_DEPLOYED_MODEL_ID", "")})
+
+
+@route(f"{_ENDPOINT}:rawPredict", methods=["POST"])
+def predict_raw_by_endpoint(project: str, location: str, endpoint: str) -> Response:
+    """Answer a body as it is, or one that Google's client has wrapped as `{"httpBody": ...}`, with one wrapped again."""
+    body, kind = request.get_data(cache=False), request.headers.get("Content-Type", "")
+    wrapped = None if kind.lower().startswith(_RAW) else load_json(body)
+    if not isinstance(wrapped, dict) or "httpBody" not in wrapped:
+        return _json({"predictions": _predictions(body, kind)})
+    body, kind = _unwrapped(wrapped["httpBody"])
+    answer = _dumped({"predictions": _predictions(body, kind)})
+    return _json({"contentType": JSON, "data": base64.b64encode(answer).decode()})
+
+
+def examples(model: Model) -> list[Example]:
+    """Return requests that work for `model`: a row of zeros."""
+    if model.signature is None:
+        return []
+    body = {"instances": [_zeros(model.signature)]}
+    place = {"project": "p", "location": "l", "endpoint": "e"}
+    return [
+        Example("vertex.health", {}, summary="Probe"),
+        Example("vertex.predict", {}, body, summary="One instance"),
+        Example("vertex.predict_by_endpoint", place, body, summary="One instance, as Google's client asks"),
+        Example("vertex.predict_raw_by_endpoint", place, body, summary="One instance, as it is"),
+    ]
+
+
+# Bodies.
+
+
+def _predictions(body: bytes, kind: str) -> list[Any]:
+    """Return a prediction for each instance in `body`, whose content type is `kind`; raise as Model.predict does."""
+    model = ext.default_model()
+    signature = model.signature
+    if signature is None:
+        raise InvalidInput("This model reads requests itself; it does not answer at this address.")
+    answer = model.predict(_tensors(body, kind.lower(), signature), ext.deadline())
+    predictions = predictions_of(answer, signature)
+    is_finite = all(array.dtype.kind != "f" or np.isfinite(array).all() for array in answer.values())
+    return predictions if is_finite else _with_nulls(predictions)
+
+
+def _tensors(body: bytes, kind: str, signature: Signature) -> Tensors:
+    if kind.startswith(_RAW) and len(signature.inputs) == 1 and signature.encoded:
+        return {signature.inputs[0].name: bytes_tensor([body])}
+    value = load_json(body)
+    if not isinstance(value, dict) or "instances" not in value:
+        raise InvalidInput('The JSON must be an object with instances, such as {"instances": [[5]]}.')
+    if not isinstance(value.get("parameters"), dict | None):
+        raise InvalidInput("The parameters must be an object.")
+    return rows_of(value["instances"], signature, takes_whole_floats=True)
+
+
+def _unwrapped(value: Any) -> tuple[bytes, str]:
+    """Return body and content type of google.api.HttpBody in JSON."""
+    if not isinstance(value, dict) or not isinstance(value.get("data", ""), str):
+        raise InvalidInput("httpBody must be an object with contentType and data, in base64.")
+    kind = value.get("contentType", JSON)
+    if not isinstance(kind, str):
+        raise InvalidInput("The contentType of httpBody must be text.")
+    return decode_base64(value.get("data", "")), kind
+
+
+def _with_nulls(value: Any) -> Any:
+    """Return `value` with null for what is not finite, which neither JSON nor Google's values can say."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_with_nulls(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _with_nulls(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _zeros(signature: Signature) -> Any:
+    row = {
+        tensor.name: "" if tensor.dtype == "bytes" else np.zeros([max(size, 1) for size in tensor.shape[1:]]).tolist()
+        for tensor in signature.inputs
+    }
+    return row if len(row) > 1 else next(iter(row.values()))
+
+
+def _dumped(value: Any) -> bytes:
+    return dump_json(value) + b"\n"
+
+
+def _json(value: Any) -> Response:
+    return PlainResponse(_dumped(value), content_type=JSON)
+
+
+# Errors, as Google's clients read them.
+
+
+@bp.errorhandler(RequestError)
+def render(error: RequestError) -> Response:
+    """Write an error as `{"error": {"code", "message", "status"}}`."""
+    response = _error(error.status, str(error))
+    if error.retry_after is not None:
+        response.headers["Retry-After"] = str(error.retry_after)
+    return response
+
+
+@bp.errorhandler(HTTPException)
+def _render_http(error: HTTPException) -> Response:
+    return _error(error.code or HTTPStatus.INTERNAL_SERVER_ERROR, error.description or "")
+
+
+@bp.errorhandler(MemoryError)
+def _render_out_of_memory(error: MemoryError) -> Response:
+    log.error("There was no memory for a request: %s", error)
+    return render(OutOfMemory("The server is short of memory; send less at once, or try again later."))
+
+
+@bp.errorhandler(Exception)
+def _render_unexpected(error: Exception) -> Response:
+    log.error("A request failed unexpectedly", exc_info=error)
+    message = "The server failed; its log says why, under the X-Request-Id of this answer."
+    return _error(HTTPStatus.INTERNAL_SERVER_ERROR, message)
+
+
+def _error(status: int, message: str) -> Response:
+    response = _json({"error": {"code": int(status), "message": message, "status": _CODES.get(int(status), "UNKNOWN")}})
+    response.status_code = int(status)
+    return response
