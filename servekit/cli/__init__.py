@@ -18,6 +18,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from servekit.archiver import main as archive
 
         return archive(given[1:], f"servekit {ARCHIVER}")
+    if given[:1] == ["grpc"]:
+        from servekit.cli.grpc import main as grpc
+
+        return grpc(given[1:], "servekit grpc")
     arguments_of = parser()
     options, others = arguments_of.parse_known_args(given)
     if others and options.run is not _serve:
@@ -55,6 +59,8 @@ def parser() -> argparse.ArgumentParser:
     torchserve.set_defaults(run=_torchserve)
 
     commands.add_parser(ARCHIVER, help="make a model archive, with the flags of the tool of that name", add_help=False)
+
+    commands.add_parser("grpc", help="serve gRPC V2 on 127.0.0.1:8001 in front of a running server", add_help=False)
 
     models = commands.add_parser("models", help="list what a running server has loaded")
     models.add_argument("--model-store", type=Path, metavar="DIR", help="the store that it serves; else that of the background")

@@ -1,0 +1,262 @@
+"""The methods of `inference.GRPCInferenceService` and `grpc.health.v1.Health`, each by requests of V2's HTTP interface."""
+
+import asyncio
+import base64
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import grpc
+from google.protobuf import json_format
+from grpc import StatusCode
+
+from servekit.grpc.connections import Answer, Connections, Unreachable
+from servekit.grpc.infer import final, request_of, response_of
+from servekit.grpc.messages import message, methods
+from servekit.grpc.paths import change_path, index_path, model_path
+from servekit.grpc.status import NO_ANSWER, UNREADABLE, Refused, require_ok
+
+INFERENCE, HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
+WATCH_SECONDS = 1.0
+_PASSED_ON = ("authorization", "x-request-id")  # metadata of a call that become headers of its request
+_REQUEST_ID = "x-request-id"
+_MAX_DETAILS = 4000  # characters of a status; what is in a header may not be longer than the client's limit, 8 KiB
+_SHARED_MEMORY = "shared memory is not supported; send the values in the request"
+
+_StreamResponse = message("inference.ModelStreamInferResponse")
+_Health = message("grpc.health.v1.HealthCheckResponse")
+
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """Answers calls by asking the server behind `connections`; typed contents of a call may become `limit` bytes."""
+
+    def __init__(self, connections: Connections, limit: int) -> None:
+        self._connections, self._limit = connections, limit
+        self._draining: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def handlers(self) -> list[Any]:
+        """Return what gRPC's server routes by: a handler of each method."""
+        found = []
+        for service in (INFERENCE, HEALTH):
+            table = {}
+            for name, request, response, reads, writes in methods(service):
+                make = _KIND_OF_HANDLER[reads, writes]
+                table[name] = make(_safely(getattr(self, name)), request.FromString, response.SerializeToString)
+            found.append(grpc.method_handlers_generic_handler(service, table))
+        return found
+
+    def drain(self) -> None:
+        """Be not ready from now on, and end each stream after the request that it is at."""
+        if not self._draining.done():
+            self._draining.set_result(None)
+
+    async def ServerLive(self, call: Any, context: Any) -> Any:
+        """Say whether the server answers."""
+        return message("inference.ServerLiveResponse")(live=await self._is_well("/v2/health/live", context))
+
+    async def ServerReady(self, call: Any, context: Any) -> Any:
+        """Say whether the server has its models loaded."""
+        return message("inference.ServerReadyResponse")(ready=await self._is_well("/v2/health/ready", context))
+
+    async def ModelReady(self, call: Any, context: Any) -> Any:
+        """Say whether a model, or a version of it, can be asked; False for one that there is not."""
+        path = model_path(call.name, call.version, "ready")
+        return message("inference.ModelReadyResponse")(ready=await self._is_well(path, context))
+
+    async def ServerMetadata(self, call: Any, context: Any) -> Any:
+        """Return the server's name, version and extensions."""
+        return _read(await self._get("/v2", context), "inference.ServerMetadataResponse")
+
+    async def ModelMetadata(self, call: Any, context: Any) -> Any:
+        """Return the inputs and outputs of a model."""
+        answer = await self._get(model_path(call.name, call.version), context)
+        return _read(answer, "inference.ModelMetadataResponse")
+
+    async def ModelConfig(self, call: Any, context: Any) -> Any:
+        """Return the configuration of a model."""
+        answer = await self._get(model_path(call.name, call.version, "config"), context)
+        return _read(answer, "inference.ModelConfigResponse", "config")
+
+    async def ModelStatistics(self, call: Any, context: Any) -> Any:
+        """Return the statistics of a model, or of all."""
+        path = model_path(call.name, call.version, "stats") if call.name else "/v2/models/stats"
+        return _read(await self._get(path, context), "inference.ModelStatisticsResponse")
+
+    async def RepositoryIndex(self, call: Any, context: Any) -> Any:
+        """List the models of the repository."""
+        answer = await self._post(index_path(call.repository_name), {"ready": call.ready}, context)
+        return _read(answer, "inference.RepositoryIndexResponse", "models")
+
+    async def RepositoryModelLoad(self, call: Any, context: Any) -> Any:
+        """Load a model, if the server lets requests do so."""
+        path = change_path(call.repository_name, call.model_name, "load")
+        await self._post(path, _parameters(call.parameters), context)
+        return message("inference.RepositoryModelLoadResponse")()
+
+    async def RepositoryModelUnload(self, call: Any, context: Any) -> Any:
+        """Unload a model, if the server lets requests do so."""
+        path = change_path(call.repository_name, call.model_name, "unload")
+        await self._post(path, _parameters(call.parameters), context)
+        return message("inference.RepositoryModelUnloadResponse")()
+
+    async def ModelInfer(self, call: Any, context: Any) -> Any:
+        """Return what a model makes of the tensors of `call`."""
+        path = model_path(call.model_name, call.model_version, "infer")
+        headers, body = request_of(call, context.time_remaining(), self._limit)
+        answer = await self._ask("POST", path, context, headers, body)
+        require_ok(answer)
+        return response_of(answer)
+
+    async def ModelStreamInfer(self, context: Any) -> None:
+        """Answer each request of a stream in its turn; one that fails has its error in its answer, and the stream goes on.
+
+        Each answer is marked as the last one to its request: no model here gives several.
+        """
+        while (call := await self._next(context)) is not None:
+            try:
+                await context.write(_StreamResponse(infer_response=final(await self.ModelInfer(call, context))))
+            except (Refused, Unreachable) as error:
+                words = error.message if isinstance(error, Refused) else NO_ANSWER
+                await context.write(_StreamResponse(error_message=words, infer_response={"id": call.id}))
+
+    async def Check(self, call: Any, context: Any) -> Any:
+        """Answer the health check of orchestrators and load balancers: SERVING if the server is ready."""
+        if call.service not in ("", INFERENCE):
+            raise Refused(StatusCode.NOT_FOUND, "there is no service of that name")
+        return await self._health(context)
+
+    async def Watch(self, call: Any, context: Any) -> None:
+        """Tell the health now and whenever it changes, looking once a second, until the server drains."""
+        told = None
+        while not context.cancelled():
+            health = await self._health(context) if call.service in ("", INFERENCE) else _Health(status="SERVICE_UNKNOWN")
+            if health != told:
+                await context.write(health)
+                told = health
+            if self._draining.done():
+                return
+            await asyncio.wait([self._draining], timeout=WATCH_SECONDS)
+
+    async def SystemSharedMemoryStatus(self, call: Any, context: Any) -> Any:
+        """List the regions of shared memory, of which there are none."""
+        return message("inference.SystemSharedMemoryStatusResponse")()
+
+    async def CudaSharedMemoryStatus(self, call: Any, context: Any) -> Any:
+        """List the regions of a GPU's shared memory, of which there are none."""
+        return message("inference.CudaSharedMemoryStatusResponse")()
+
+    async def SystemSharedMemoryRegister(self, call: Any, context: Any) -> Any:
+        """Refuse."""
+        raise Refused(StatusCode.UNIMPLEMENTED, _SHARED_MEMORY)
+
+    SystemSharedMemoryUnregister = CudaSharedMemoryRegister = CudaSharedMemoryUnregister = SystemSharedMemoryRegister
+
+    async def TraceSetting(self, call: Any, context: Any) -> Any:
+        """Refuse."""
+        raise Refused(StatusCode.UNIMPLEMENTED, "tracing is not supported")
+
+    async def LogSettings(self, call: Any, context: Any) -> Any:
+        """Refuse."""
+        raise Refused(StatusCode.UNIMPLEMENTED, "log settings are the server's own and cannot be asked for or changed here")
+
+    async def _next(self, context: Any) -> Any:
+        """Return the next request of a stream; None at its end, and when the server drains."""
+        reading = asyncio.ensure_future(context.read())
+        try:
+            await asyncio.wait([reading, self._draining], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not reading.done():
+                reading.cancel()
+        if not reading.done():
+            return None
+        call = reading.result()
+        return None if call is grpc.aio.EOF else call
+
+    async def _health(self, context: Any) -> Any:
+        is_ready = await self._is_well("/v2/health/ready", context)
+        return _Health(status="SERVING" if is_ready else "NOT_SERVING")
+
+    async def _is_well(self, path: str, context: Any) -> bool:
+        """Return True if the server answers 200 there; raises Refused if it does not let the client ask."""
+        if self._draining.done():
+            return False
+        try:
+            answer = await self._ask("GET", path, context)
+        except Unreachable:
+            return False
+        if answer.status in (401, 403):
+            require_ok(answer)
+        return answer.status == 200
+
+    async def _get(self, path: str, context: Any) -> Answer:
+        answer = await self._ask("GET", path, context)
+        require_ok(answer)
+        return answer
+
+    async def _post(self, path: str, value: Any, context: Any) -> Answer:
+        answer = await self._ask("POST", path, context, {"Content-Type": "application/json"}, [json.dumps(value).encode()])
+        require_ok(answer)
+        return answer
+
+    async def _ask(
+        self, method: str, path: str, context: Any, headers: Mapping[str, str] | None = None, body: Sequence[bytes] = ()
+    ) -> Answer:
+        """Send one request with what the call's metadata pass on; return the answer, whose id goes back with the call."""
+        passed = {name: value for name, value in context.invocation_metadata() or () if name in _PASSED_ON}
+        answer = await self._connections.request(method, path, passed | dict(headers or {}), body)
+        identity = answer.headers.get(_REQUEST_ID.encode())
+        if identity is not None:
+            context.set_trailing_metadata(((_REQUEST_ID, identity.decode("latin-1")),))
+        return answer
+
+
+# (the request streams, the answer streams) -> what makes gRPC's handler; a handler of both reads and writes by itself
+_KIND_OF_HANDLER = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
+def _safely(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Let `method` end its call with the right status, whatever happens; a bug tells the client nothing of itself."""
+
+    async def answer(call: Any, context: Any) -> Any:
+        try:
+            return await (method(context) if method.__name__ == "ModelStreamInfer" else method(call, context))
+        except Refused as refused:
+            code, words = refused.code, refused.message
+            if code is StatusCode.INTERNAL and refused.__cause__ is not None:
+                log.error(words, exc_info=refused.__cause__)
+        except Unreachable:
+            code, words = StatusCode.UNAVAILABLE, NO_ANSWER
+        except Exception:
+            log.exception("a call failed")
+            code, words = StatusCode.INTERNAL, "the call failed; the log of the gRPC server has the reason"
+        await context.abort(code, words[:_MAX_DETAILS])
+
+    return answer
+
+
+def _read(answer: Answer, name: str, field: str = "") -> Any:
+    """Return the message `name` from an answer in JSON, which is the value of its `field` if one is named."""
+    try:
+        value = json.loads(answer.body)
+        return json_format.ParseDict({field: value} if field else value, message(name)(), ignore_unknown_fields=True)
+    except (ValueError, TypeError, AttributeError, RecursionError, json_format.ParseError) as error:
+        raise Refused(StatusCode.INTERNAL, UNREADABLE) from error
+
+
+def _parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a map of ModelRepositoryParameter as the body of a request: bytes in base64, as the HTTP interface has them."""
+    plain = {}
+    for name, value in parameters.items():
+        kind = value.WhichOneof("parameter_choice")
+        if kind == "bytes_param":
+            plain[name] = base64.b64encode(value.bytes_param).decode()
+        elif kind:
+            plain[name] = getattr(value, kind)
+    return {"parameters": plain} if plain else {}
