@@ -75,7 +75,7 @@ def response_of(answer: Answer) -> Any:
                 if len(data) != size:
                     raise ValueError(f"{size} bytes of an output are announced and {len(data)} came")
             response.raw_output_contents.append(data)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (Refused, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Refused(StatusCode.INTERNAL, UNREADABLE) from error
     return response
 
