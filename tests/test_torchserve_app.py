@@ -109,4 +109,4 @@ def test_each_address_answers_its_own_routes_only(client: FlaskClient) -> None:
     for address in (INFERENCE, MANAGEMENT, METRICS):
         assert error_of(client.get("/predict", address))[1] == "ResourceNotFoundException"
         assert client.options("/", address).status_code == 200
-    assert client.get("/predictions/doubler", "http://127.0.0.1:5001").get_json().keys() == {"error"}
+    assert client.get("/explanations/doubler", "http://127.0.0.1:5001").get_json().keys() == {"error"}
