@@ -75,7 +75,7 @@ def make(variant: str, network: Any, folder: Path) -> Callable[[Any], Any]:
         from servekit.engines.onnx import OnnxEngine
         from servekit.spec import read_spec
 
-        engine = OnnxEngine(folder, read_spec(folder))
+        engine = OnnxEngine.from_version(folder, read_spec(folder))
         return lambda images: torch.from_numpy(engine({"image": images.numpy()})["logits"])
     return network
 

@@ -5,7 +5,7 @@ Standard library only: the master imports this.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -71,6 +71,15 @@ class Desired:
         """Return this state with `entry` in it; the first version of a name becomes its default."""
         models = {**self.models, entry.name: {**self.models.get(entry.name, {}), entry.version: entry}}
         return dataclasses.replace(self, models=models, defaults={entry.name: entry.version, **self.defaults})
+
+    def with_only(self, entries: Sequence[Entry]) -> "Desired":
+        """Return this state with `entries` as all versions of their one name, the first of them its default."""
+        desired = self
+        for old in self.models.get(entries[0].name, {}):
+            desired = desired.without(entries[0].name, old)
+        for entry in entries:
+            desired = desired.with_entry(entry)
+        return desired
 
     def with_default(self, name: str, version: str) -> "Desired":
         """Return this state with another default version of `name`."""

@@ -1,5 +1,6 @@
 """One loaded version of a model, and a request's way through it: preprocess, batched inference, postprocess."""
 
+import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cached_property
@@ -34,18 +35,23 @@ class Model:
         engine: Engine,
         backlog: Backlog,
         takes_requests: bool = False,
+        config: Mapping[str, Any] | None = None,
+        max_wait: float = math.inf,
         **batching: Any,
     ) -> None:
         """`backlog` is that of the worker or of this model; `batching` is for `Batcher`.
 
-        `takes_requests`: rows are requests as they came, and no contract is to take them apart.
+        `takes_requests`: rows are requests as they came, and no contract is to take them apart. `config` is Triton's
+        ModelConfig, of a model of its layout. A request waits for its pass `max_wait` seconds at most.
         """
         self.name = name
         self.version = version
         self.spec = spec
         # None: the model's own code reads requests as they come.
         self.signature: Signature | None = None if takes_requests else handler.signature
+        self.config = config
         self.device = engine.device
+        self._max_wait = max_wait
         self._handler = handler
         self._backlog = backlog
         self._engine = engine
@@ -66,6 +72,12 @@ class Model:
         """The rows that wait in this worker beside a whole batch, of all models that share the backlog."""
         return max(0, self._backlog.rows - self.spec.max_batch_rows)
 
+    def connect(self) -> None:
+        """Look at the models that this one needs, if it needs others; raise ModelLoadError if it does not fit them."""
+
+    def require_ready(self) -> None:
+        """Raise NotReady if this model needs others that are not there."""
+
     def predict(self, tensors: Tensors, deadline: float) -> Tensors:
         """Return the answer for every row of `tensors`; `deadline` is a time of the monotonic clock, in seconds.
 
@@ -82,7 +94,7 @@ class Model:
         rows = row_count(tensors)
         self._backlog.enter(rows)
         try:
-            remaining(deadline)  # what is late already is not worth reading
+            deadline = self._waits_until(deadline)  # what is late already is not worth reading
             inputs = self._handler.preprocess(tensors)
             read = time.monotonic()
             outputs = self._batcher(inputs, deadline)
@@ -115,7 +127,7 @@ class Model:
         rows, started = sum(map(row_count, requests)), time.monotonic()
         self._backlog.enter(rows)
         try:
-            answers = self._predict_each(requests, deadline)
+            answers = self._predict_each(requests, self._waits_until(deadline))
             self.meter.observe_request(0.0, 0.0)
             return answers
         except Exception:
@@ -144,6 +156,11 @@ class Model:
             answers.append(_attempt(self._handler.postprocess, slice_rows(outputs, slice(start, stop))))
             start = stop
         return answers
+
+    def _waits_until(self, deadline: float) -> float:
+        """Return until when a request waits for its pass; raise DeadlineExceeded if that is past."""
+        remaining(deadline)
+        return min(deadline, time.monotonic() + self._max_wait)
 
     def _observe(self, rows: int, seconds: float, waits: Sequence[float]) -> None:
         self._backlog.note_speed(rows, seconds)

@@ -68,9 +68,10 @@ class Repository:
             if entry.workers and (model := self._begin_with(entry)):
                 models[entry.key], self._entries[entry.key] = model, entry
         keys = {"/".join(entry.key) for entry in desired.entries()}
-        inherited = {key: text for key, text in state.inherited.items() if key in keys}
-        self._errors = inherited | self._errors
+        self._errors = {key: text for key, text in state.inherited.items() if key in keys} | self._errors
         self._show(models, desired)
+        for model in self.models:
+            model.connect()
         for model in self.models:  # not before all are loaded: a worker that ends here serves none of them
             model.meter.set_loaded()
         state.note(desired.generation, self._report())
@@ -128,10 +129,10 @@ class Repository:
         """Raise NotReady, with the reason, if no prediction can be made, or not yet every one that should be."""
         # As far as it has followed: while new ones are loaded, the others are served.
         missing = [entry for entry in self._shown.entries() if entry.workers and entry.key not in self._models]
-        if missing:
-            raise NotReady(f"{len(missing)} of the models are not loaded.")
-        if not self._models:
-            raise NotReady("No model is loaded.")
+        if missing or not self._models:
+            raise NotReady(f"{len(missing)} of the models are not loaded." if missing else "No model is loaded.")
+        for model in self.models:
+            model.require_ready()
 
     def workers(self) -> list[Report]:
         """Return what the workers that live say of themselves, in the order of their start."""
@@ -175,17 +176,8 @@ class Repository:
 
         Raises as `register` does.
         """
-        name = entries[0].name
         granted = [entry.limited(self._settings.max_workers) for entry in entries]
-
-        def swap(desired: Desired) -> Desired:
-            for old in desired.models.get(name, {}).values():
-                desired = desired.without(*old.key)
-            for entry in granted:
-                desired = desired.with_entry(entry)
-            return desired
-
-        self._change(swap, granted)
+        self._change(lambda desired: desired.with_only(granted), granted)
 
     def unregister(self, name: str, version: str | None = None) -> Entry:
         """Take a version out, the default one if none is named, and return it; requests that run are answered.
@@ -358,7 +350,7 @@ class Repository:
             self.note_failure(*entry.key, text)
 
         try:
-            model = load_entry(entry, self._settings, self._backlog, note, self._report_metric)
+            model = load_entry(entry, self._settings, self._backlog, note, self._report_metric, self.get)
         except Exception as error:  # the disk and the code of a model may fail in any way
             observe_load_failure(*entry.key)
             if isinstance(error, ModelLoadError):

@@ -17,6 +17,7 @@ from servekit.spec import scan
 from servekit.triton import folders
 
 MODEL = "model"  # the name of a model that a cloud gives without one
+STORED = ("servekit", "triton")  # formats of what lies in a store
 
 
 def entries_of(settings: Settings, workers: int = 1) -> list[Entry]:
@@ -54,12 +55,6 @@ def azure_entries(settings: Settings, workers: int = 1) -> list[Entry]:
         "worker_timeout": positive(os.environ, "WORKER_TIMEOUT", 300),
     }
     return [Entry("score", "1", AZURE, script.name, str(script), workers, workers, options)]
-
-
-def newest_entries(store: Path, workers: int = 1) -> list[Entry]:
-    """Return what is to be served of every model in the store, to be loaded by so many workers."""
-    found = scan(store)
-    return [entry for name, versions in found.items() for entry in _entries(store, name, versions, workers)]
 
 
 def listing(store: Path) -> dict[str, list[str]]:

@@ -1,6 +1,7 @@
 """One suite over every engine: the same rows in, the same numbers out as the network itself."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,9 @@ def folder(network: MnistCNN, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_version(store, "mnist", network, onnx, handler=handler, inputs=(IMAGE,), outputs=(LOGITS,))
 
 
-@pytest.mark.parametrize("make", [TorchEngine, OnnxEngine])
+@pytest.mark.parametrize("make", [TorchEngine, OnnxEngine.from_version])
 @pytest.mark.parametrize("rows", [1, 2, 7, 32])
-def test_an_engine_answers_as_the_network_does(make: type[Engine], network: MnistCNN, folder: Path, rows: int) -> None:
+def test_an_engine_answers_as_the_network_does(make: Callable[..., Engine], network: MnistCNN, folder: Path, rows: int) -> None:
     engine = make(folder, read_spec(folder))
     images = np.random.default_rng(rows).random((rows, 1, 28, 28), dtype=np.float32)
     with torch.inference_mode():
@@ -136,23 +137,23 @@ def test_a_damaged_onnx_file_is_refused(folder: Path, tmp_path: Path, content: b
     path.write_bytes(path.read_bytes()[:5000] if content == "cut" else content)
     edit(broken, files={ONNX: sha256(path.read_bytes())})
     with pytest.raises(ModelLoadError, match="model.onnx cannot be served"):
-        OnnxEngine(broken, read_spec(broken))
+        OnnxEngine.from_version(broken, read_spec(broken))
 
 
 def test_an_onnx_file_with_other_names_is_refused(folder: Path, tmp_path: Path) -> None:
     broken = copy(folder, tmp_path)
     edit(broken, inputs=[{"name": "picture", "dtype": "float32", "shape": [-1, 1, 28, 28]}])
     with pytest.raises(ModelLoadError, match="model.onnx cannot be served .its inputs are called image"):
-        OnnxEngine(broken, read_spec(broken))
+        OnnxEngine.from_version(broken, read_spec(broken))
     edit(broken, inputs=[{"name": "image", "dtype": "float32", "shape": [-1, 1, 28, 28]}])
     edit(broken, outputs=[{"name": "scores", "dtype": "float32", "shape": [-1, 10]}])
     with pytest.raises(ModelLoadError, match="model.onnx cannot be served .it has no output called scores"):
-        OnnxEngine(broken, read_spec(broken))
+        OnnxEngine.from_version(broken, read_spec(broken))
 
 
 def test_an_onnx_pass_on_the_wrong_shape_fails_with_what_onnx_runtime_says(folder: Path) -> None:
     with pytest.raises(Exception, match="(?i)invalid dimensions|invalid rank|shape"):
-        OnnxEngine(folder, read_spec(folder))({"image": np.zeros((1, 1, 5, 5), np.float32)})
+        OnnxEngine.from_version(folder, read_spec(folder))({"image": np.zeros((1, 1, 5, 5), np.float32)})
 
 
 def test_an_export_that_answers_otherwise_is_refused(network: MnistCNN) -> None:

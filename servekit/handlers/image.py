@@ -124,6 +124,22 @@ class ImageHandler(Handler):
         return pixels.reshape(self._height, self._width, -1).transpose(2, 0, 1)
 
 
+class PixelsHandler(ImageHandler):
+    """Reads pictures as ImageHandler does, and answers with the pixels: the first model of an ensemble.
+
+    Its `model.json` names no network; its one input and its one output have the same name and shape.
+    """
+
+    @property
+    def signature(self) -> Signature:
+        """`image`, encoded or as pixels, and the output of `model.json`."""
+        return dataclasses.replace(super().signature, outputs=self.spec.outputs, labels={})
+
+    def postprocess(self, tensors: Tensors) -> Tensors:
+        """Return the pixels, `(rows, channels, height, width)` float32 between 0 and 1."""
+        return tensors
+
+
 def decode(content: bytes) -> Image.Image:
     """Decode a PNG or JPEG of at most MAX_PIXELS into an upright picture of mode L or RGB, without transparency.
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from servekit.errors import ModelLoadError
-from servekit.spec import FILE_NAME, ONNX
-from servekit.spec import TRITON_CONFIG as CONFIG
+from servekit.spec import FILE_NAME, ONNX, TRITON_CONFIG
 
 log = logging.getLogger(__name__)
 
+CONFIG = TRITON_CONFIG
 TORCHSCRIPT = "model.pt"
 MAX_CONFIG_BYTES = 2**20
 
