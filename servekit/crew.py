@@ -30,6 +30,20 @@ def follow_number(server: Arbiter, state: State) -> None:
     server.manage_workers = manage_as_desired
 
 
+def keep_instances(server: Arbiter, state: State) -> None:
+    """Let a reload of `server` keep at least as many workers as models say that they have instances (see stores)."""
+    setup = server.setup
+
+    def setup_with_instances(app: Any) -> None:
+        setup(app)
+        wanted = max([0, *(entry.options.get("instances", 0) for entry in state.read().entries())])
+        if wanted > server.num_workers:
+            server.cfg.set("workers", wanted)
+            server.num_workers = wanted
+
+    server.setup = setup_with_instances
+
+
 def keep_number(server: Arbiter, state: State) -> None:
     """Let a reload of `server` keep the number of workers that is desired, whatever its configuration says."""
     setup = server.setup

@@ -278,7 +278,7 @@ def _enter(signature: Signature, tensor: TensorSpec, array: NDArray[Any]) -> NDA
 
 def _shaped(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     """Return `array` with the axes of size 1 that `shape` has, if they are all that it differs in."""
-    if array.ndim == len(shape):
+    if _same(array.shape, shape):
         return array
     sizes = iter(_without_ones(array.shape[1:]))
     wanted = [size if size == 1 else next(sizes, 1) for size in shape[1:]]

@@ -25,7 +25,7 @@ from gunicorn.workers.base import Worker
 
 import servekit
 from servekit.config import MULTIPROCESS_DIR, Settings
-from servekit.crew import follow_number, keep_number
+from servekit.crew import follow_number, keep_instances, keep_number
 from servekit.desired import Desired
 from servekit.errors import Overloaded, StartupError
 from servekit.logs import ACCESS_LOGGER, TextFormatter, configure_handler, is_worth_a_line
@@ -170,11 +170,12 @@ def on_starting(server: Arbiter) -> None:
     except StartupError as error:
         raise RuntimeError(f"servekit cannot start: {error}") from None  # Gunicorn prints it, and exits
     _startup = StartupState(server.num_workers)
+    assert _state is not None
     if settings.torchserve or settings.multi_model:
         # A reload gives new workers what the old ones have: what is served changes by requests only.
-        assert _state is not None
         keep_number(server, _state)
         return
+    keep_instances(server, _state)
     reload = server.reload
 
     def reload_if_servable() -> None:

@@ -97,8 +97,13 @@ def _entries(store: Path, name: str, versions: Sequence[int], workers: int, conf
 
 
 def _triton_entry(store: Path, name: str, version: int, workers: int, config: str) -> Entry:
-    """Return the entry of a version folder of Triton's layout; another config makes it another model."""
-    workers = max(workers, folders.instances(store / name, config))
-    options = {"config": config} if config else {"fingerprint": folders.fingerprint(store / name)}
-    entry = folder_entry(store, name, version, workers)
+    """Return the entry of a version folder of Triton's layout; another config makes it another model.
+
+    Each worker holds one instance of every model, so a model of more instances wants more workers.
+    """
+    instances = folders.instances(store / name, config)
+    options: dict[str, str | int] = {"config": config} if config else {"fingerprint": folders.fingerprint(store / name)}
+    if instances > 1:
+        options["instances"] = instances
+    entry = folder_entry(store, name, version, max(workers, instances))
     return dataclasses.replace(entry, format="triton", options=options)

@@ -1,10 +1,12 @@
 """`servekit check`: load an archive, or a version folder, as a server would, and say what is wrong with it."""
 
+import contextlib
 import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,17 @@ from servekit.archive import is_archive, read_manifest
 from servekit.batcher import Backlog
 from servekit.config import Settings
 from servekit.desired import Entry
-from servekit.errors import ModelLoadError, ServekitError
+from servekit.errors import ModelLoadError, ModelNotFound, ServekitError
+from servekit.handlers.tensors import TensorsHandler
 from servekit.loading import load_entry
+from servekit.model import Model
 from servekit.spec import FILE_NAME, read_spec
+from servekit.stores import entries_in
 from servekit.torchserve.entries import Loader
 from servekit.torchserve.properties import Properties
 from servekit.torchserve.registration import Registration
 
-Load = Callable[[Entry, Settings, Backlog], Any]
+Load = Callable[..., Any]  # as load_entry
 
 
 def check(path: Path, install: bool = False) -> int:
@@ -54,12 +59,17 @@ def check_at(path: Path, temporary: Path, install: bool = False, load: Load = lo
     if (path / FILE_NAME).is_file():
         folder = path.resolve()
         entry = Entry(folder.parent.name, folder.name, "servekit", str(path), str(folder))
+    elif stored := _of_triton(path.resolve()):
+        entry = stored[0]
     elif is_archive(path):
         entry = _unpacked(path.resolve(), temporary, install)
     else:
         raise ModelLoadError(f"It is neither a model archive nor a version folder with a {FILE_NAME}.")
     try:
-        load(entry, settings, Backlog(settings.max_waiting))
+        if entry.format == "triton":
+            _load_with_members(entry, settings, load)
+        else:
+            load(entry, settings, Backlog(settings.max_waiting))
     except ModelLoadError as error:
         if entry.format != "servekit" and isinstance(error.__cause__, ImportError):
             if not install and (file := read_manifest(Path(entry.folder)).requirements_file):
@@ -97,7 +107,33 @@ def _unpacked(path: Path, temporary: Path, install: bool) -> Entry:
     return loader.load(Registration(str(path)), at_startup=True)
 
 
+def _load_with_members(entry: Entry, settings: Settings, load: Load) -> None:
+    """Load a model of Triton's layout and, if it is an ensemble, the models beside it that it is made of."""
+    backlog = Backlog(settings.max_waiting)
+
+    @cache
+    def find(name: str, version: str | None) -> Model:
+        entries = entries_in(Path(entry.folder).parent.parent, name, version)
+        model: Model = load(entries[0], settings, backlog, find=find)
+        return model
+
+    load(entry, settings, backlog, find=find).require_ready()
+
+
+def _of_triton(path: Path) -> list[Entry]:
+    """Return what a server would register of a model folder of Triton's layout, or of a version folder in one."""
+    with contextlib.suppress(ModelNotFound):
+        if path.name.isdecimal():
+            entries = entries_in(path.parent.parent, path.parent.name, path.name)
+        else:
+            entries = entries_in(path.parent, path.name)
+        return [entry for entry in entries if entry.format == "triton"]
+    return []
+
+
 def _handler_of(entry: Entry) -> str:
+    if entry.format == "triton":
+        return TensorsHandler.__name__
     return str(entry.options.get("handler") or read_spec(Path(entry.folder)).handler)
 
 
