@@ -491,11 +491,32 @@ def test_loading_hands_its_parameters_on(gateway: Gateway, fake: Fake) -> None:
     assert json.loads(load.body) == {"parameters": {"config": "{}", "file:1/model.onnx": "AAE="}}
 
 
-def test_what_is_not_offered_says_so(gateway: Gateway, fake: Fake) -> None:
-    for name in ("SystemSharedMemoryRegister", "CudaSharedMemoryUnregister", "TraceSetting", "LogSettings"):
-        code, words = gateway.refusal(name)
+def test_settings_become_messages(gateway: Gateway, fake: Fake) -> None:
+    log = {"log_file": "", "log_info": True, "log_verbose_level": 2}
+    fake.answers = lambda seen: json_answer(log if seen.path == "/v2/logging" else {"trace_level": ["OFF"], "trace_rate": "9"})
+    found = gateway.call("LogSettings").settings
+    assert (found["log_info"].bool_param, found["log_verbose_level"].uint32_param) == (True, 2)
+    found = gateway.call("TraceSetting", {"model_name": "m"}).settings
+    assert (list(found["trace_level"].value), list(found["trace_rate"].value)) == (["OFF"], ["9"])
+    call = message("inference.LogSettingsRequest")()
+    call.settings["log_file"].string_param = "x"
+    fake.answers = lambda seen: json_answer({"error": "not here"}, 501)
+    assert gateway.refusal("LogSettings", call) == (StatusCode.UNIMPLEMENTED, "not here")
+    assert (fake.seen[-1].method, json.loads(fake.seen[-1].body)) == ("POST", {"log_file": "x"})
+    trace = message("inference.TraceSettingRequest")()
+    trace.settings["trace_level"].value.append("OFF")
+    assert gateway.refusal("TraceSetting", trace)[0] is StatusCode.UNIMPLEMENTED
+    fake.answers = lambda seen: json_answer([])
+    assert gateway.refusal("TraceSetting")[0] is StatusCode.INTERNAL
+
+
+def test_shared_memory_is_refused(gateway: Gateway, fake: Fake) -> None:
+    for kind in ("System", "Cuda"):
+        code, words = gateway.refusal(f"{kind}SharedMemoryRegister")
         assert code is StatusCode.UNIMPLEMENTED and words
-    assert not gateway.call("SystemSharedMemoryStatus").regions and not gateway.call("CudaSharedMemoryStatus").regions
+        assert not gateway.call(f"{kind}SharedMemoryStatus").regions
+        gateway.call(f"{kind}SharedMemoryUnregister")
+    assert not fake.seen
 
 
 def test_descriptors_are_those_of_the_proto_files() -> None:

@@ -11,6 +11,7 @@ from servekit.grpc.messages import message
 from servekit.grpc.status import UNREADABLE, Refused
 from servekit.grpc.tensors import pack_contents, pack_values
 
+NO_SHARED_MEMORY = "shared memory is not supported; send the values in the request"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 # Set by clients of streams; what they ask for is always answered, see `Service.ModelStreamInfer`.
 _STREAM_ONLY = "triton_enable_empty_final_response"
@@ -26,7 +27,7 @@ def request_of(call: Any, seconds_left: float | None, limit: int) -> tuple[dict[
     for what can be seen here; names, shapes and sizes are for the server to judge. Typed contents may become at most
     `limit` bytes.
     """
-    parameters = _values(call.parameters)
+    parameters = plain_values(call.parameters)
     parameters.pop(_STREAM_ONLY, None)
     if seconds_left is not None:
         parameters["timeout"] = _shorter(parameters.get("timeout"), max(1, int(seconds_left * 1e6)))
@@ -38,7 +39,7 @@ def request_of(call: Any, seconds_left: float | None, limit: int) -> tuple[dict[
                 "name": tensor.name,
                 "shape": list(tensor.shape),
                 "datatype": tensor.datatype,
-                "parameters": _values(tensor.parameters) | {"binary_data_size": len(data)},
+                "parameters": plain_values(tensor.parameters) | {"binary_data_size": len(data)},
             }
             for tensor, data in zip(call.inputs, tensors, strict=True)
         ],
@@ -47,7 +48,7 @@ def request_of(call: Any, seconds_left: float | None, limit: int) -> tuple[dict[
         head["id"] = call.id
     if call.outputs:
         head["outputs"] = [
-            {"name": output.name, "parameters": _values(output.parameters) | {"binary_data": True}} for output in call.outputs
+            {"name": output.name, "parameters": plain_values(output.parameters) | {"binary_data": True}} for output in call.outputs
         ]
     document = json.dumps(head).encode()
     return {HEADER_LENGTH: str(len(document)), "Content-Type": "application/octet-stream"}, [document, *tensors]
@@ -84,7 +85,7 @@ def _tensors(call: Any, limit: int) -> list[bytes]:
     """Return the bytes of each input of `call`; raises Refused."""
     for tensor in call.inputs:
         if "shared_memory_region" in tensor.parameters:
-            raise Refused(StatusCode.UNIMPLEMENTED, "shared memory is not supported; send the values in the request")
+            raise Refused(StatusCode.UNIMPLEMENTED, NO_SHARED_MEMORY)
     raw = call.raw_input_contents
     if not raw:
         return [pack_contents(tensor.name, tensor.datatype, tensor.contents, limit) for tensor in call.inputs]
@@ -104,8 +105,8 @@ def _tensors(call: Any, limit: int) -> list[bytes]:
     return list(raw)
 
 
-def _values(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `parameters`, a map of InferParameter, as plain values; those without one are left out."""
+def plain_values(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a map of messages that hold one of several kinds of value as plain values; those that hold none are left out."""
     chosen = {name: (value, value.WhichOneof("parameter_choice")) for name, value in parameters.items()}
     return {name: getattr(value, kind) for name, (value, kind) in chosen.items() if kind}
 

@@ -12,7 +12,7 @@ from google.protobuf import json_format
 from grpc import StatusCode
 
 from servekit.grpc.connections import Answer, Connections, Unreachable
-from servekit.grpc.infer import final, request_of, response_of
+from servekit.grpc.infer import NO_SHARED_MEMORY, final, plain_values, request_of, response_of
 from servekit.grpc.messages import message, methods
 from servekit.grpc.paths import change_path, index_path, model_path
 from servekit.grpc.status import NO_ANSWER, UNREADABLE, Refused, require_ok
@@ -22,7 +22,6 @@ WATCH_SECONDS = 1.0
 _PASSED_ON = ("authorization", "x-request-id")  # metadata of a call that become headers of its request
 _REQUEST_ID = "x-request-id"
 _MAX_DETAILS = 4000  # characters of a status; what is in a header may not be longer than the client's limit, 8 KiB
-_SHARED_MEMORY = "shared memory is not supported; send the values in the request"
 
 _StreamResponse = message("inference.ModelStreamInferResponse")
 _Health = message("grpc.health.v1.HealthCheckResponse")
@@ -148,19 +147,32 @@ class Service:
         """List the regions of a GPU's shared memory, of which there are none."""
         return message("inference.CudaSharedMemoryStatusResponse")()
 
+    async def SystemSharedMemoryUnregister(self, call: Any, context: Any) -> Any:
+        """Do nothing, with success, as clients ask for before they begin: no region is registered."""
+        return message("inference.SystemSharedMemoryUnregisterResponse")()
+
+    async def CudaSharedMemoryUnregister(self, call: Any, context: Any) -> Any:
+        """Do nothing, with success: no region is registered."""
+        return message("inference.CudaSharedMemoryUnregisterResponse")()
+
     async def SystemSharedMemoryRegister(self, call: Any, context: Any) -> Any:
         """Refuse."""
-        raise Refused(StatusCode.UNIMPLEMENTED, _SHARED_MEMORY)
+        raise Refused(StatusCode.UNIMPLEMENTED, NO_SHARED_MEMORY)
 
-    SystemSharedMemoryUnregister = CudaSharedMemoryRegister = CudaSharedMemoryUnregister = SystemSharedMemoryRegister
+    CudaSharedMemoryRegister = SystemSharedMemoryRegister
 
     async def TraceSetting(self, call: Any, context: Any) -> Any:
-        """Refuse."""
-        raise Refused(StatusCode.UNIMPLEMENTED, "tracing is not supported")
+        """Show what is traced; the server refuses to change it."""
+        path = model_path(call.model_name, last="trace/setting") if call.model_name else "/v2/trace/setting"
+        if call.settings:
+            await self._post(path, {name: list(each.value) for name, each in call.settings.items()}, context)
+        return _settings(await self._get(path, context), "inference.TraceSettingResponse", _as_trace)
 
     async def LogSettings(self, call: Any, context: Any) -> Any:
-        """Refuse."""
-        raise Refused(StatusCode.UNIMPLEMENTED, "log settings are the server's own and cannot be asked for or changed here")
+        """Show how the server logs; it refuses to change that."""
+        if call.settings:
+            await self._post("/v2/logging", plain_values(call.settings), context)
+        return _settings(await self._get("/v2/logging", context), "inference.LogSettingsResponse", _as_log)
 
     async def _next(self, context: Any) -> Any:
         """Return the next request of a stream; None at its end, and when the server drains."""
@@ -250,13 +262,28 @@ def _read(answer: Answer, name: str, field: str = "") -> Any:
         raise Refused(StatusCode.INTERNAL, UNREADABLE) from error
 
 
+def _settings(answer: Answer, name: str, value_of: Callable[[Any], Any]) -> Any:
+    """Return the message `name` from settings in JSON, each made a SettingValue by `value_of`."""
+    try:
+        values = {key: value_of(value) for key, value in json.loads(answer.body).items()}
+        return json_format.ParseDict({"settings": values}, message(name)())
+    except (ValueError, TypeError, AttributeError, RecursionError, json_format.ParseError) as error:
+        raise Refused(StatusCode.INTERNAL, UNREADABLE) from error
+
+
+def _as_trace(value: Any) -> Any:
+    return {"value": value if isinstance(value, list) else [value]}
+
+
+def _as_log(value: Any) -> Any:
+    kind = {bool: "bool_param", int: "uint32_param"}.get(type(value), "string_param")
+    return {kind: value}
+
+
 def _parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return a map of ModelRepositoryParameter as the body of a request: bytes in base64, as the HTTP interface has them."""
-    plain = {}
-    for name, value in parameters.items():
-        kind = value.WhichOneof("parameter_choice")
-        if kind == "bytes_param":
-            plain[name] = base64.b64encode(value.bytes_param).decode()
-        elif kind:
-            plain[name] = getattr(value, kind)
+    plain = {
+        name: base64.b64encode(value).decode() if isinstance(value, bytes) else value
+        for name, value in plain_values(parameters).items()
+    }
     return {"parameters": plain} if plain else {}
