@@ -8,6 +8,7 @@ import inspect
 import logging
 import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -182,7 +183,9 @@ def _load_script(folder: str) -> Any:
             raise ValueError(f"there must be exactly one .pt or .pth file, or a model_fn; there are {len(files)}")
         path = files[0]
     try:
-        return torch.jit.load(str(path), map_location=_device()).eval()  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of the format, which these models have all the same
+            return torch.jit.load(str(path), map_location=_device()).eval()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise ValueError(f"{path.name} is not TorchScript; save it with torch.jit, or write a model_fn") from error
 
