@@ -266,9 +266,13 @@ def _folder_of(url: str) -> Path:
     if inside is None or not inside.parts or ".." in inside.parts or not url.isprintable():
         raise InvalidInput("The url must be a folder below the folder of the models.")
     folder = root / inside
-    if not folder.is_dir():
+    try:
+        is_there, is_direct = folder.is_dir(), folder.resolve() == folder
+    except OSError:  # a name that is too long
+        is_there = is_direct = False
+    if not is_there:
         raise ModelNotFound("There is no folder at that url.")
-    if folder.resolve() != folder:
+    if not is_direct:
         raise InvalidInput("The url must be a folder below the folder of the models, without links.")
     return folder
 
