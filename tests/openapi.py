@@ -96,7 +96,7 @@ def complaints(document: dict[str, Any], send: Send) -> list[str]:
 
 def _misfit(document: dict[str, Any], kind: str, body: bytes, gives: Mapping[str, Any]) -> str:
     """Say how an answer differs from what the document promises; "" if it does not."""
-    if not body and not gives:
+    if not gives:  # of an answer that nothing is said of
         return ""
     promised = [each for each in gives if kind.partition(";")[0] == each.partition(";")[0]]
     if not promised:

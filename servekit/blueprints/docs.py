@@ -8,9 +8,10 @@ import hashlib
 import mimetypes
 import sys
 import weakref
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from flask import Blueprint, Response, current_app, request
 from werkzeug.exceptions import NotFound
@@ -53,7 +54,7 @@ class Asset(NamedTuple):
 class Made(NamedTuple):
     """The document of some models, which it does not keep in memory."""
 
-    models: list["weakref.ref[Model]"]
+    models: list["weakref.ref[Model] | None"]
     names: list[str]
     document: "Document"
 
@@ -119,28 +120,29 @@ def _document() -> "Document":
     """Return the document of the models that are loaded now, made anew, beside the event loop, when they have changed."""
     repository = ext.repository()
     names = sorted({model.name for model in repository.models})
-    models = [model for name in names if (model := _default(name))]
+    models = [_loaded(lambda name=name: repository.get(name)) for name in names]  # type: ignore[misc]
+    models.append(_loaded(ext.default_model))
     made: Made | None = current_app.extensions.get(_KEY)
-    if made is None or made.names != names or [reference() for reference in made.models] != models:
+    if made is None or made.names != names or [reference and reference() for reference in made.models] != models:
         document = beside(lambda: _make(models, names))
-        made = Made([weakref.ref(model) for model in models], names, document)
+        made = Made([None if model is None else weakref.ref(model) for model in models], names, document)
         current_app.extensions[_KEY] = made
     return made.document
 
 
-def _default(name: str) -> Model | None:
-    """Return the model that answers where an address names no version; None if that one is loaded in no worker."""
+def _loaded(look_up: Callable[[], Model]) -> Model | None:
+    """Return the model that answers where an address names no version, or not even a model; None if none is loaded."""
     try:
-        return ext.repository().get(name)
+        return look_up()
     except RequestError:
         return None
 
 
-def _make(models: list[Model], names: list[str]) -> "Document":
-    from servekit.openapi.document import make  # its package is not for those who never look
+def _make(models: list[Model | None], names: list[str]) -> "Document":
+    from servekit.openapi.document import Loaded, make  # its package is not for those who never look
 
-    app: Any = current_app
-    return make(_groups(), app.view_functions, models, names)
+    *by_name, default = models
+    return make(_groups(), current_app.view_functions, Loaded([model for model in by_name if model], default, names))
 
 
 def _groups() -> list["Group"]:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from inspect import getdoc
@@ -15,7 +16,9 @@ from servekit import __version__
 from servekit.codecs.arrays import dump_json, load_json
 from servekit.model import Model
 from servekit.openapi import FORM, JSON, MULTIPART, Example
-from servekit.openapi.contracts import ERROR, bodies_of
+from servekit.openapi.contracts import ERROR, ERRORS, OF_DEFAULT, Bodies, bodies_of
+
+log = logging.getLogger(__name__)
 
 VERSION = "3.1.1"
 MAX_EXAMPLE_BYTES = 2**16  # a larger one is no example; the document holds some for each contract and model
@@ -29,10 +32,11 @@ ABOUT = (
 
 Examine = Callable[[Model], Iterable[Example]]
 
-_VARIABLE = re.compile(r"<(?:(\w+)(?:\([^)]*\))?:)?(\w+)>")  # of a path: <int:page>
+_VARIABLE = re.compile(r"<(?:(\w+)(?:\(([^)]*)\))?:)?(\w+)>")  # of a path: <int:page>, <any(cold, warm):state>
 _FIRST_SENTENCE = re.compile(r"(.+?)(?:[.](?=\s|$)|$)")
 _MODEL_NAMES = {"name", "model", "model_name"}
 _OWN_METHODS = {"HEAD", "OPTIONS"}  # Flask answers them everywhere
+_REFUSES = "Refuse"  # how the docstrings of views begin that answer nothing else
 _WITH_BODY = {"POST", "PUT", "PATCH"}
 # Of views that are another package's.
 _UNEXPLAINED = {"prometheus_metrics": "Give the metrics of all workers, as Prometheus reads them; `?name[]=` selects."}
@@ -57,71 +61,92 @@ class Document:
     files: Mapping[str, tuple[bytes, str]]
 
 
-def make(groups: Iterable[Group], views: Mapping[str, Callable[..., Any]], models: list[Model], names: list[str]) -> Document:
-    """Return the document of `groups`; `models` are those that answer by default, `names` those of all that are loaded."""
-    return _Maker(views, models[:MAX_MODELS], names).make(groups)
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """The models that answer where an address names no version, the one where it names no model, and all names."""
+
+    models: list[Model]
+    default: Model | None
+    names: list[str]
+
+
+def make(groups: Iterable[Group], views: Mapping[str, Callable[..., Any]], loaded: Loaded) -> Document:
+    """Return the document of `groups`, whose routes lead to `views`."""
+    return _Maker(views, loaded).make(groups)
 
 
 class _Maker:
-    def __init__(self, views: Mapping[str, Callable[..., Any]], models: list[Model], names: list[str]) -> None:
+    def __init__(self, views: Mapping[str, Callable[..., Any]], loaded: Loaded) -> None:
         self._views = views
-        self._models = models
-        self._names = names
+        self._loaded = loaded
+        self._taken: set[tuple[str, str]] = set()  # of two routes with one address the first answers
         self._files: dict[str, tuple[bytes, str]] = {}
         self._identities: set[str] = set()
         self._spec = APISpec(
             "servekit", __version__, VERSION, info={"description": ABOUT}, servers=[{"url": "/"}]
         )
-        self._spec.components.schema("Error", dict(ERROR))
-        content = {JSON: {"schema": "Error"}}
-        text = "The request was not answered; the status says whose fault it is, the sentence what to do."
-        self._spec.components.response("Error", {"description": text, "content": content})
+        for name, schema in {"Error": ERROR, **ERRORS}.items():
+            self._spec.components.schema(_error_of(name), dict(schema))
+            content = {JSON: {"schema": _error_of(name)}}
+            text = "The request was not answered; the status says whose fault it is, the sentence what to do."
+            self._spec.components.response(_error_of(name), {"description": text, "content": content})
 
     def make(self, groups: Iterable[Group]) -> Document:
         for group in groups:
             self._spec.tag({"name": group.name, "description": group.about})
-            given = [(model, each) for model in self._models for each in (group.examine or _none)(model)]
+            models = self._loaded.models[:MAX_MODELS]
+            given = [(model, each) for model in models for each in _examples(group, model)]
             for rule in group.rules:
-                fitting = [(model, each) for model, each in given if _fits(each, rule)]
-                self._add(group.name, rule, fitting)
+                self._add(group.name, rule, [(model, each) for model, each in given if self._fits(model, each, rule)])
         body = json.dumps(self._spec.to_dict(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return Document(body.encode(), self._files)
 
+    def _fits(self, model: Model, example: Example, rule: Rule) -> bool:
+        is_for = not rule.endpoint.startswith(OF_DEFAULT) or self._loaded.default is model
+        return is_for and example.endpoint == rule.endpoint and set(example.values) == rule.arguments
+
     def _add(self, tag: str, rule: Rule, given: list[tuple[Model, Example]]) -> None:
-        examples = _named(given)
-        models = list({id(model): model for model, _ in given}.values())
+        path = _VARIABLE.sub(r"{\3}", rule.rule)
+        examples = _named((model, each) for model, each in given if _is_small(each))
+        signatures = list({model.name: model.signature for model, _ in given if model.signature}.values())
         operations = {}
-        for method in _methods(rule, given):
-            mine = {key: each for key, each in examples.items() if (method in _WITH_BODY) == (each.body is not None)}
-            operations[method.lower()] = self._operation(tag, rule, method, mine, models)
-        self._spec.path(_VARIABLE.sub(r"{\2}", rule.rule), operations=operations)
+        for method in _methods(rule, [each for _, each in given]):
+            mine = {key: each for key, each in examples.items() if _method_of(each, rule) == method}
+            operation = self._operation(tag, rule, method, mine, bodies_of(rule.endpoint, signatures))
+            if (path, method) not in self._taken and not operation["summary"].startswith(_REFUSES):
+                operations[method.lower()] = {**operation, "operationId": self._identity(rule.endpoint)}
+                self._taken.add((path, method))
+        if operations:
+            self._spec.path(path, operations=operations)
 
     def _operation(
-        self, tag: str, rule: Rule, method: str, examples: Mapping[str, Example], models: list[Model]
+        self, tag: str, rule: Rule, method: str, examples: Mapping[str, Example], bodies: Bodies
     ) -> dict[str, Any]:
         summary, text = _sentences(getdoc(self._views[rule.endpoint]) or _UNEXPLAINED.get(rule.endpoint, ""))
-        bodies = bodies_of(rule.endpoint, models)
         operation: dict[str, Any] = {
             "tags": [tag],
             "summary": summary,
-            "operationId": self._identity(rule.endpoint),
             "parameters": [*self._of_path(rule, examples), *_of_header(examples)],
         }
         if text:
             operation["description"] = text
         if method in _WITH_BODY and (content := self._content(bodies.takes, examples)):
             operation["requestBody"] = {"required": True, "content": content}
-        answer = {"content": {kind: {"schema": schema} for kind, schema in bodies.gives.items()}} if bodies.gives else {}
-        operation["responses"] = {"200": {"description": "The answer.", **answer}, "default": "Error"}
+        answer: dict[str, Any] = {"description": "The answer."}
+        if bodies.gives:
+            answer["content"] = {kind: {"schema": schema} for kind, schema in bodies.gives.items()}
+        operation["responses"] = {"200": answer, "default": _error_of(rule.endpoint.rpartition(".")[0])}
         return operation
 
     def _of_path(self, rule: Rule, examples: Mapping[str, Example]) -> list[dict[str, Any]]:
         parameters = []
-        for kind, name in _VARIABLE.findall(rule.rule):
+        for kind, choices, name in _VARIABLE.findall(rule.rule):
             schema: dict[str, Any] = {"type": "integer" if kind == "int" else "string"}
             text = f"The {name.replace('_', ' ')}."
+            if kind == "any":
+                schema["enum"] = re.findall(r"[^\s,'\"]+", choices)
             if name in _MODEL_NAMES:
-                schema["enum"], text = self._names, "The name of a loaded model."
+                schema["enum"], text = self._loaded.names, "The name of a loaded model."
             parameter = {"name": name, "in": "path", "required": True, "description": text, "schema": schema}
             if examples:
                 parameter["examples"] = {key: {"value": each.values[name]} for key, each in examples.items()}
@@ -169,17 +194,20 @@ class _Maker:
         return identity
 
 
-def _none(model: Model) -> Iterable[Example]:
-    return ()
+def _examples(group: Group, model: Model) -> list[Example]:
+    """Return what a contract gives for `model`; where that fails, the rest of the document is worth having."""
+    try:
+        return list(group.examine(model)) if group.examine else []
+    except Exception:
+        log.exception("There are no examples of %s for the model %s", group.name, model.name)
+        return []
 
 
-def _fits(example: Example, rule: Rule) -> bool:
-    return example.endpoint == rule.endpoint and set(example.values) == rule.arguments and _is_small(example.body)
-
-
-def _is_small(body: Any) -> bool:
-    content = body if isinstance(body, bytes) or body is None else repr(body).encode()
-    return content is None or len(content) <= MAX_EXAMPLE_BYTES
+def _is_small(example: Example) -> bool:
+    if example.body is None or example.content_type in (FORM, MULTIPART):
+        return True
+    content = example.body if isinstance(example.body, bytes) else dump_json(example.body)
+    return len(content) <= MAX_EXAMPLE_BYTES
 
 
 def _named(given: Iterable[tuple[Model, Example]]) -> dict[str, Example]:
@@ -195,12 +223,22 @@ def _named(given: Iterable[tuple[Model, Example]]) -> dict[str, Example]:
     return named
 
 
-def _methods(rule: Rule, given: list[tuple[Model, Example]]) -> list[str]:
-    """Return the methods worth describing: of a route that takes all, the one that its clients use."""
+def _methods(rule: Rule, given: list[Example]) -> list[str]:
+    """Return the methods worth describing: those of examples; none of a route that takes all in order to refuse them."""
+    if given:
+        return sorted({_method_of(each, rule) for each in given})
     methods = (rule.methods or set()) - _OWN_METHODS
-    if "PATCH" in methods:
-        return ["POST" if any(each.body is not None for _, each in given) else "GET"]
-    return sorted(methods)
+    return [] if "PATCH" in methods else sorted(methods)
+
+
+def _method_of(example: Example, rule: Rule) -> str:
+    order = ("GET", "POST", "PUT", "DELETE") if example.body is None else ("POST", "PUT")
+    return next(method for method in order if method in (rule.methods or ()))
+
+
+def _error_of(blueprint: str) -> str:
+    """Return the name of the shape that errors have in a contract."""
+    return "".join(map(str.title, blueprint.split("_"))) + "Error" if blueprint in ERRORS else "Error"
 
 
 def _of_header(examples: Mapping[str, Example]) -> list[dict[str, Any]]:
