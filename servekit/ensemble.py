@@ -132,6 +132,16 @@ class Ensemble(Model):
     def predict(self, tensors: Tensors, deadline: float) -> Tensors:
         """Return the answer for every row of `tensors`; raises as its members do, and NotReady for one that is missing."""
         started = time.monotonic()
+        try:
+            answer = self._chain(tensors, deadline)
+        except Exception:
+            self.meter.observe_failure(time.monotonic() - started)
+            raise
+        self.meter.observe(row_count(tensors), time.monotonic() - started, [0.0])
+        self.meter.observe_request(0.0, 0.0)
+        return answer
+
+    def _chain(self, tensors: Tensors, deadline: float) -> Tensors:
         members = self._ready_members()
         tensors = self._as_described(tensors)
         between = {name: _leave(self.signature, array) for name, array in tensors.items()}
@@ -141,7 +151,6 @@ class Ensemble(Model):
                      for tensor in member.signature.inputs}
             answer = member.predict(given, deadline)
             between |= {name: _leave(member.signature, answer[output]) for output, name in step.outputs.items()}
-        self.meter.observe(row_count(tensors), time.monotonic() - started, 0.0)
         return {tensor.name: _enter(self.signature, tensor, between[tensor.name]) for tensor in self.signature.outputs}
 
     def predict_each(self, requests: Sequence[Tensors], deadline: float) -> list[Tensors | InvalidInput]:

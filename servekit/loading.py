@@ -87,8 +87,18 @@ def _load_functions(
     except TimeoutError:
         raise ModelLoadError(f"The model {entry.name} was not loaded within {_STARTUP_SECONDS:.0f} seconds.") from None
     spec = dataclasses.replace(_REQUESTS, max_batch_rows=1)
-    batching = {"is_long": True, "max_seconds": settings.deadline_seconds, "blame": note_failure}
-    return Model(entry.name, entry.version, spec, Handler(spec), engine, backlog, takes_requests=True, **batching)
+    return Model(
+        entry.name,
+        entry.version,
+        spec,
+        Handler(spec),
+        engine,
+        backlog,
+        takes_requests=True,
+        is_long=True,
+        max_seconds=settings.deadline_seconds,
+        blame=note_failure,
+    )
 
 
 def _load_archive(

@@ -16,7 +16,6 @@ from typing import Any
 
 import httpx
 import pytest
-
 from conftest import ROOT, Server, environment, free_port
 
 PLAIN = """

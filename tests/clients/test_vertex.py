@@ -7,14 +7,13 @@ from typing import Any
 
 import httpx
 import pytest
+from conftest import ROOT, Server
 from google.api import httpbody_pb2
 from google.api_core.exceptions import BadRequest
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import aiplatform_v1
 from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Value
-
-from conftest import ROOT, Server
 
 ENDPOINT = "projects/p/locations/l/endpoints/e"
 
