@@ -53,7 +53,9 @@ def load_json(body: bytes) -> Any:
 
 def dump_json(value: Any) -> bytes:
     """Return `value`, in which arrays of numbers may stand, as JSON; what is not finite as NaN, Infinity, -Infinity."""
-    return _dumps(value) if _is_finite(value) else _dumps_with_constants(value)
+    text = _dumps(value)
+    # orjson writes null for what is not finite: where there is none, nothing needs to be looked at.
+    return text if b"null" not in text or _is_finite(value) else _dumps_with_constants(value)
 
 
 def to_array(value: Any, dtype: np.dtype[Any], takes_whole_floats: bool = False) -> NDArray[Any]:
@@ -93,7 +95,7 @@ def _flattened(value: Any) -> tuple[list[Any], set[type], tuple[int, ...]]:
         if len(sizes) > 1:
             raise InvalidInput(_UNEVEN)
         shape += sizes
-        level = list(chain.from_iterable(level))
+        level = level[0] if len(level) == 1 else list(chain.from_iterable(level))  # the only list is not copied
     return level, kinds, tuple(shape)
 
 
