@@ -46,6 +46,18 @@ class TagHandler(Handler):
         return {"tag": tags, "tag_bytes": tags, "sum": tensors["sum"], "matrix": tensors["matrix"]}
 
 
+class OwnReader(Handler):
+    """Stands for a model whose own code reads requests: it has no signature."""
+
+    signature = None  # type: ignore[assignment]
+
+
+def write_own_reader(store: Path) -> None:
+    """Write a version of `own` that no contract can take apart."""
+    x, y = TensorSpec("x", "float32", (-1, 1)), TensorSpec("y", "float32", (-1, 1))
+    write_version(store, "own", HalfPlusThree(), {}, handler=f"{__name__}:OwnReader", inputs=(x,), outputs=(y,))
+
+
 def write_models(store: Path) -> None:
     """Write `half_plus_three`, version 123, and `tagged`, version 1."""
     x, y = TensorSpec("x", "float32", (-1, 1)), TensorSpec("y", "float32", (-1, 1))

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
 
 from servekit import ext
 from servekit.app import create_app
 from servekit.blueprints import predictions
 from servekit.config import Settings
-from tests.documented import write_models
+from servekit.desired import Entry
+from servekit.repository import Repository
+from servekit.state import State
+from tests.documented import write_models, write_own_reader
 from train.data import Digits
 
 FORM = "application/x-www-form-urlencoded"
@@ -94,6 +98,21 @@ def test_limits_have_the_form_of_torchserve(store: Path) -> None:
     client = create_app(settings).test_client()
     assert refusal(client, "linear", "5" * 101)[:2] == (413, "PayloadTooLargeException")
     assert refusal(client, "linear", "5")[:2] == (504, "InternalServerException")
+
+
+def test_a_model_that_cannot_answer_here_says_why(tmp_path: Path) -> None:
+    write_own_reader(tmp_path)
+    client = create_app(Settings(model_store=tmp_path, platform="none")).test_client()
+    assert refusal(client, "own", "5")[:2] == (400, "BadRequestException")
+    with client.application.test_request_context():
+        assert predictions.examples(ext.repository().get("own")) == []
+    app = Flask("test")
+    entry = Entry("late", "1", "servekit", "late/1", "/nowhere", workers=0)
+    ext.init_app(app, Settings(platform="none"), Repository(State.private([entry]), Settings()))
+    app.register_blueprint(predictions.bp)
+    response = app.test_client().post("/predictions/late", data="5")
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+    assert json.loads(response.data)["type"] == "ServiceUnavailableException"
 
 
 def test_every_example_works(client: FlaskClient) -> None:

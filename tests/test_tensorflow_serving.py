@@ -20,7 +20,7 @@ from servekit.desired import Entry
 from servekit.repository import Repository
 from servekit.state import State
 from tests import networks
-from tests.documented import write_models
+from tests.documented import write_models, write_own_reader
 from tests.server import Server
 from tests.versions import write_regressor
 from train.data import Digits
@@ -197,6 +197,16 @@ def test_who_finds_too_many_waiting_is_told(tmp_path: Path) -> None:
         assert first.result() == (200, {"predictions": [5.0]})
     assert second[0] == 503
     assert second[1]["error"].startswith("The batch scheduling queue to which this task was submitted is full")
+
+
+def test_a_model_that_reads_requests_itself_is_not_asked(tmp_path: Path) -> None:
+    write_own_reader(tmp_path)
+    client = create_app(Settings(model_store=tmp_path, platform="none")).test_client()
+    status, answer = ask(client, "/v1/models/own:predict", {"instances": [1]})
+    assert (status, "code of its own" in answer["error"]) == (400, True)
+    assert client.get("/v1/models/own").status_code == 200
+    with client.application.test_request_context():
+        assert tensorflow_serving.examples(ext.repository().get("own")) == []
 
 
 def test_azure_keeps_its_own_root(documented: Path) -> None:
