@@ -17,9 +17,11 @@ from servekit.codecs.open_inference_answers import write_response
 from servekit.errors import InvalidInput, ModelLoadError, ModelNotFound, ModelNotLoaded, NotReady, WorkersFailed
 from servekit.lean import PlainResponse
 from servekit.model import Model
+from servekit.openapi import Example
 from servekit.serving.describe import describe_config, describe_model
 from servekit.serving.encodings import accepted_encoding
 from servekit.serving.index import list_models, load, newest_entries, read_parameters, require_plain_load, unload
+from servekit.serving.samples import infer_examples
 from servekit.serving.statistics import describe_statistics
 
 log = logging.getLogger(__name__)
@@ -248,6 +250,11 @@ def generate(name: str, version: str | None = None) -> Response:
 def nothing(rest: str) -> Response:
     """Refuse what is no address of the protocol."""
     return ext.error_response("Not Found", HTTPStatus.NOT_FOUND)
+
+
+def examples(model: Model) -> list[Example]:
+    """Return requests that `model` answers."""
+    return infer_examples(model, "open_inference.infer")
 
 
 def find_model(name: str, version: str | None = None) -> Model:

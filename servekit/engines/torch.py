@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from servekit.errors import ModelLoadError
 from servekit.spec import FILE_NAME, RETRAIN, WEIGHTS, ModelSpec, read_file, resolve
@@ -29,7 +30,7 @@ class TorchEngine:
         """Return the outputs of the network, in main memory; raise MemoryError when there was none left."""
         try:
             with torch.inference_mode():
-                arguments = [_to_device(torch.from_numpy(tensors[name]), self.device) for name in self._inputs]
+                arguments = [_to_device(_tensor_of(tensors[name]), self.device) for name in self._inputs]
                 outputs = self._network(*arguments)
                 outputs = outputs if isinstance(outputs, tuple) else (outputs,)
                 arrays = [output.cpu().numpy() for output in outputs]
@@ -62,6 +63,11 @@ def _load_network(folder: Path, spec: ModelSpec, device: str) -> torch.nn.Module
     except RuntimeError as error:
         reason = textwrap.shorten(str(error), 300)
         raise ModelLoadError(f"{folder / WEIGHTS} cannot be moved to {device} ({reason}); start fewer workers.") from error
+
+
+def _tensor_of(array: NDArray[Any]) -> torch.Tensor:
+    """What lies in the body of a request is read-only, and torch, which knows no such thing, warns: it gets a copy."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def _to_device(argument: torch.Tensor, device: str) -> torch.Tensor:
