@@ -24,10 +24,10 @@ SECONDS = 20.0  # no honest call takes as long
 class Gateway:
     """A running `servekit grpc`, and what tests ask it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], host: str, port: int) -> None:
         self.process = process
         self.port = port
-        self.channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+        self.channel = grpc.insecure_channel(f"{host}:{port}")
         self._methods = {
             name: (service, kinds) for service in (INFERENCE, HEALTH) for name, *kinds in methods(service)
         }
@@ -61,9 +61,9 @@ def serving(log: Path, server: str, *arguments: str, bind: str = "127.0.0.1:0", 
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment(**variables), stdout=output, stderr=subprocess.STDOUT
         )
-    found = wait_for(lambda: re.search(r"gRPC  127\.0\.0\.1:(\d+)", log.read_text()), process)
+    found = wait_for(lambda: re.search(r"gRPC  (\S+):(\d+)", log.read_text()), process)
     assert found, log.read_text()
-    gateway = Gateway(process, int(found[1]))
+    gateway = Gateway(process, found[1], int(found[2]))
     try:
         yield gateway
     finally:

@@ -4,6 +4,8 @@ import json
 import os
 import queue
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,10 +18,12 @@ import pytest
 from grpc import StatusCode
 
 from servekit.cli import main
+from servekit.cli.grpc import NEEDED
 from servekit.cli.grpc import main as grpc_main
+from servekit.cli.grpc import missing_packages
 from servekit.grpc.messages import message, methods
 from tests.grpc_server import Fake, Gateway, Seen, request, serving
-from tests.server import Server, children, wait_for
+from tests.server import ROOT, Server, children, wait_for
 
 OUTPUTS = {
     "model_name": "mnist",
@@ -621,6 +625,24 @@ def test_flags_that_make_no_sense_are_one_sentence(
     assert main(["grpc", *arguments]) == grpc_main(arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith("servekit grpc cannot start: ") and words in error
+
+
+def test_packages_that_are_missing_are_named() -> None:
+    assert missing_packages(NEEDED) == []
+    assert missing_packages({"no_such_package.part": "one", "json": "two", "no_such_module": "three"}) == ["one", "three"]
+
+
+def test_a_process_holds_neither_networks_nor_arrays() -> None:
+    program = "import sys, servekit.grpc.server; print(sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "'grpc'" in loaded
+    assert not [name for name in ("flask", "numpy", "onnxruntime", "torch") if f"'{name}'" in loaded]
+
+
+def test_an_address_of_version_6(fake: Fake, tmp_path: Path) -> None:
+    fake.answers = lambda seen: json_answer({})
+    with serving(tmp_path / "log", fake.url, bind="[::1]:0") as gateway:
+        assert gateway.call("ServerLive").live
 
 
 def test_a_taken_address_is_named_with_its_holder(gateway: Gateway, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
@@ -16,7 +16,7 @@ from servekit.errors import StartupError
 from servekit.grpc.group import command_of, pipe, reserve, run_group
 
 BIND, SERVER = "127.0.0.1:8001", "http://127.0.0.1:5001"
-_NEEDED = {"grpc": "grpcio", "google.protobuf": "protobuf", "httptools": "httptools"}
+NEEDED = {"grpc": "grpcio", "google.protobuf": "protobuf", "httptools": "httptools"}
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 
 
@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None, name: str = "servekit-grpc") ->
 
 def _run(options: argparse.Namespace) -> int:
     """Serve gRPC until SIGTERM or SIGINT; return the exit status. Raises StartupError."""
-    _require_packages()
+    if missing := missing_packages(NEEDED):
+        raise StartupError(f"gRPC needs {' and '.join(missing)}: pip install 'servekit[grpc]'")
     host, port = _address(options.bind)
     server = _server(options.server)
     if options.processes < 1:
@@ -66,10 +67,9 @@ def _say(bind: str, server: str, count: int = 1) -> None:
     print(f"gRPC  {bind}  for {server}  ({processes})", flush=True)
 
 
-def _require_packages() -> None:
-    missing = [package for module, package in _NEEDED.items() if not _is_there(module)]
-    if missing:
-        raise StartupError(f"gRPC needs {' and '.join(missing)}: pip install 'servekit[grpc]'")
+def missing_packages(needed: Mapping[str, str]) -> list[str]:
+    """Return those packages of `needed`, module -> package, whose module is not installed; none is imported for it."""
+    return [package for module, package in needed.items() if not _is_there(module)]
 
 
 def _is_there(module: str) -> bool:
