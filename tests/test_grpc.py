@@ -1,5 +1,7 @@
 """gRPC V2: what each call becomes for the server behind it, what its answer becomes, and how both ends of it fail."""
 
+import asyncio
+import contextlib
 import json
 import os
 import queue
@@ -21,7 +23,11 @@ from servekit.cli import main
 from servekit.cli.grpc import NEEDED
 from servekit.cli.grpc import main as grpc_main
 from servekit.cli.grpc import missing_packages
+from servekit.errors import StartupError
+from servekit.grpc.connections import Connections, Unreachable
+from servekit.grpc.group import GAVE_UP, command_of, pipe, reserve, run_group
 from servekit.grpc.messages import message, methods
+from servekit.grpc.service import safely
 from tests.grpc_server import Fake, Gateway, Seen, request, serving
 from tests.server import ROOT, Server, children, wait_for
 
@@ -386,6 +392,80 @@ def test_a_call_is_sent_twice_at_most_and_never_after_a_part_of_its_answer(gatew
     assert len(fake.seen) == 4
 
 
+def talk(*answers: bytes, calls: int = 1, at_once: bool = False, **options: Any) -> tuple[list[Any], int]:
+    """Call a server that sends these bytes, one after each request; return what came of it, and how many connected."""
+    found: list[Any] = []
+    left = list(answers)
+    connected: list[Any] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.append(asyncio.current_task())
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while left:
+                await reader.readuntil(b"\r\n\r\n")
+                answer = left.pop(0)
+                writer.write(answer)
+                if answer.endswith(b"bye"):
+                    break
+        await asyncio.sleep(0.05)
+        writer.close()
+
+    async def ask() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        connections = Connections("127.0.0.1", server.sockets[0].getsockname()[1], **options)
+        if at_once:
+            found.extend(await asyncio.gather(*(connections.request("GET", "/") for _ in range(calls))))
+        for _ in range(0 if at_once else calls):
+            try:
+                found.append((await connections.request("GET", "/")).body)
+            except Unreachable:
+                found.append(Unreachable)
+            await asyncio.sleep(0.1)
+        connections.close()
+        server.close()
+        await asyncio.wait(connected)
+
+    asyncio.run(asyncio.wait_for(ask(), 20))
+    return found, len(connected)
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
+
+
+def test_connections_are_kept_until_either_side_closes_them() -> None:
+    assert talk(OK + b"ab", OK + b"cd", OK + b"ef", calls=3) == ([b"ab", b"cd", b"ef"], 1)
+    closing = OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    assert talk(closing + b"ab", OK + b"cd", OK + b"ef", calls=2) == ([b"ab", b"cd"], 2)
+    idle = OK.replace(b"2", b"3", 2).replace(b"300", b"200")
+    assert talk(idle + b"bye", OK + b"cd", OK + b"ef", calls=2) == ([b"bye", b"cd"], 2)  # closed while nobody used it
+    assert talk(OK + b"ab", OK + b"cd", OK + b"ef", calls=2, at_once=True, max_idle=0)[1] == 2
+
+
+def test_what_is_no_answer_closes_its_connection() -> None:
+    assert talk(b"what?\r\n\r\n", OK + b"ab", OK + b"cd", calls=2) == ([Unreachable, b"ab"], 2)
+    assert talk(OK + b"ab" + OK + b"unasked", OK + b"cd", OK + b"ef", calls=2) == ([b"ab", b"cd"], 2)
+
+
+def test_a_header_field_cannot_begin_another_one() -> None:
+    with pytest.raises(ValueError, match="authorization"):
+        asyncio.run(Connections("127.0.0.1", 1).request("GET", "/", {"authorization": "a\r\nHost: b"}))
+
+
+def test_a_bug_tells_the_client_nothing_of_itself(caplog: pytest.LogCaptureFixture) -> None:
+    ended = []
+
+    class Context:
+        async def abort(self, *status: Any) -> None:
+            ended.append(status)
+
+    async def broken(call: Any, context: Any) -> None:
+        raise RuntimeError("secret")
+
+    asyncio.run(safely(broken)(None, Context()))
+    assert ended == [(StatusCode.INTERNAL, "the call failed; the log of the gRPC server has the reason")]
+    assert "secret" in caplog.text
+
+
 def test_without_a_server_calls_say_so(tmp_path: Path) -> None:
     gone = Fake()
     gone.close()
@@ -439,6 +519,9 @@ def test_health_is_watched(gateway: Gateway, fake: Fake) -> None:
     fake.answers = lambda seen: json_answer({}, 503)
     assert next(watch).status == 2
     watch.cancel()
+    unknown = gateway.call("Watch", {"service": "other"})
+    assert next(unknown).status == 3
+    unknown.cancel()
 
 
 def test_descriptions_become_messages(gateway: Gateway, fake: Fake) -> None:
@@ -576,37 +659,57 @@ def test_the_real_server_refuses(front: Gateway) -> None:
 # The process and its group.
 
 
-def test_a_group_replaces_a_process_that_dies_and_ends_as_one(fake: Fake, tmp_path: Path) -> None:
-    fake.answers = lambda seen: json_answer({})
-    with serving(tmp_path / "log", fake.url, "--processes", "2") as gateway:
-        ready = {"wait_for_ready": True}
-        assert gateway.call("ServerLive", **ready).live
-        first, second = wait_for(lambda: len(children(gateway.process.pid)) == 2 and children(gateway.process.pid))
-        os.kill(first, signal.SIGKILL)
-        assert wait_for(lambda: len({*children(gateway.process.pid)} - {first, second}) == 1)
-        assert gateway.call("ServerLive", **ready).live
-        both = children(gateway.process.pid)
-        gateway.process.kill()  # its processes must not outlive it
-        assert wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in both))
-
-
-def test_a_call_under_way_is_answered_before_the_end(fake: Fake, tmp_path: Path) -> None:
+def test_a_group_replaces_a_process_that_dies(fake: Fake, tmp_path: Path) -> None:
     asked = threading.Event()
 
     def slowly(seen: Seen) -> Any:
-        asked.set()
-        time.sleep(1)
+        if "infer" in seen.path:
+            asked.set()
+            time.sleep(1)
         return infer_answer()
 
     fake.answers = slowly
     with serving(tmp_path / "log", fake.url, "--processes", "2") as gateway:
+        first, second = wait_for(lambda: len(children(gateway.process.pid)) == 2 and children(gateway.process.pid))
+        os.kill(first, signal.SIGKILL)
+        assert wait_for(lambda: len({*children(gateway.process.pid)} - {first, second}) == 1)
         stream = gateway.stub("ModelStreamInfer")(iter(queue.SimpleQueue().get, None), wait_for_ready=True)
+        watch = gateway.call("Watch", wait_for_ready=True)
+        assert next(watch).status == 1
         future = gateway.stub("ModelInfer").future(request(), wait_for_ready=True)
         assert asked.wait(20)
         gateway.process.terminate()
-        assert future.result(timeout=20).outputs
-        assert list(stream) == []  # one that waits for requests does not hold up the end
+        assert [health.status for health in watch] == [2]
+        assert future.result(timeout=20).outputs  # what is under way at the end is answered
+        assert list(stream) == []  # and what waits for requests does not hold it up
         assert gateway.process.wait(timeout=10) == 0
+    assert f"The gRPC process {first} ended with status -9; another one starts." in (tmp_path / "log").read_text()
+
+
+def test_a_group_does_not_outlive_the_process_that_has_started_it(fake: Fake, tmp_path: Path) -> None:
+    fake.answers = lambda seen: json_answer({})
+    with serving(tmp_path / "log", fake.url, "--processes", "2") as gateway:
+        assert gateway.call("ServerLive", wait_for_ready=True).live
+        both = wait_for(lambda: len(children(gateway.process.pid)) == 2 and children(gateway.process.pid))
+        gateway.process.kill()
+        assert wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in both))
+
+
+def test_a_process_that_cannot_start_ends_its_group(gateway: Gateway) -> None:
+    command = command_of(f"127.0.0.1:{gateway.port}", "127.0.0.1", "1", "1000", "0")
+    ended = subprocess.run(command, cwd=ROOT, stdin=subprocess.PIPE, capture_output=True, text=True, check=False)
+    assert ended.returncode == GAVE_UP
+    assert "cannot be listened on; choose another address." in ended.stderr
+    reading, writing = pipe()
+    assert asyncio.run(run_group([sys.executable, "-c", f"raise SystemExit({GAVE_UP})"], 2, reading)) is False
+    os.close(reading)
+    os.close(writing)
+
+
+@pytest.mark.parametrize("address", [("no.such.host.invalid", 0), ("192.0.2.1", 0)])
+def test_an_address_that_cannot_be_reserved_is_refused(address: tuple[str, int]) -> None:
+    with pytest.raises(StartupError, match="cannot be listened on"):
+        reserve(*address)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ from typing import Any
 import httptools
 
 CONNECT_SECONDS = 5.0
-MAX_IDLE = 256  # connections that are kept for later calls
-_VALUE = re.compile(r"[\x20-\x7e]*")  # of a header field; a line break would begin another one
+VALUE = re.compile(r"[\x20-\x7e]*")  # of a header field; a line break would begin another one
 
 
 class Unreachable(Exception):
@@ -28,10 +27,10 @@ class Answer:
 
 
 class Connections:
-    """The connections to the server at `host` and `port`; those that no call uses are kept for the next one."""
+    """The connections to the server at `host` and `port`; up to `max_idle` that no call uses are kept for the next ones."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._host, self._port = host, port
+    def __init__(self, host: str, port: int, max_idle: int = 256) -> None:
+        self._host, self._port, self._max_idle = host, port, max_idle
         self._authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._idle: list[_Connection] = []
 
@@ -61,7 +60,7 @@ class Connections:
 
     def keep(self, connection: "_Connection") -> None:
         """Take a connection whose answer is complete."""
-        if len(self._idle) < MAX_IDLE:
+        if len(self._idle) < self._max_idle:
             self._idle.append(connection)
         else:
             connection.close()
@@ -76,7 +75,7 @@ class Connections:
         if method == "POST":
             lines.append(f"Content-Length: {length}")
         for name, value in headers.items():
-            if not _VALUE.fullmatch(value):
+            if not VALUE.fullmatch(value):
                 raise ValueError(f"the header field {name} holds a character that may not be sent")
             lines.append(f"{name}: {value}")
         return "\r\n".join([*lines, "", ""]).encode("ascii")

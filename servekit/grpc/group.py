@@ -31,12 +31,15 @@ def reserve(host: str, port: int) -> socket.socket:
 
     Raises StartupError if it cannot be had.
     """
+    holder = None
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         holder = socket.socket(family, socket.SOCK_STREAM)
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.bind(address)
     except OSError as error:
+        if holder is not None:
+            holder.close()
         raise StartupError(f"{host}:{port} cannot be listened on: {error.strerror}; choose another address.") from None
     return holder
 

@@ -11,7 +11,7 @@ import grpc
 from google.protobuf import json_format
 from grpc import StatusCode
 
-from servekit.grpc.connections import Answer, Connections, Unreachable
+from servekit.grpc.connections import VALUE, Answer, Connections, Unreachable
 from servekit.grpc.infer import NO_SHARED_MEMORY, final, plain_values, request_of, response_of
 from servekit.grpc.messages import message, methods
 from servekit.grpc.paths import change_path, index_path, model_path
@@ -43,7 +43,7 @@ class Service:
             table = {}
             for name, request, response, reads, writes in methods(service):
                 make = _KIND_OF_HANDLER[reads, writes]
-                table[name] = make(_safely(getattr(self, name)), request.FromString, response.SerializeToString)
+                table[name] = make(safely(getattr(self, name)), request.FromString, response.SerializeToString)
             found.append(grpc.method_handlers_generic_handler(service, table))
         return found
 
@@ -219,9 +219,9 @@ class Service:
         """Send one request with what the call's metadata pass on; return the answer, whose id goes back with the call."""
         passed = {name: value for name, value in context.invocation_metadata() or () if name in _PASSED_ON}
         answer = await self._connections.request(method, path, passed | dict(headers or {}), body)
-        identity = answer.headers.get(_REQUEST_ID.encode())
-        if identity is not None:
-            context.set_trailing_metadata(((_REQUEST_ID, identity.decode("latin-1")),))
+        identity = answer.headers.get(_REQUEST_ID.encode(), b"").decode("latin-1")
+        if identity and VALUE.fullmatch(identity):
+            context.set_trailing_metadata(((_REQUEST_ID, identity),))
         return answer
 
 
@@ -233,7 +233,7 @@ _KIND_OF_HANDLER = {
 }
 
 
-def _safely(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+def safely(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     """Let `method` end its call with the right status, whatever happens; a bug tells the client nothing of itself."""
 
     async def answer(call: Any, context: Any) -> Any:
