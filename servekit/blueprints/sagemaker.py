@@ -160,7 +160,12 @@ def examples(model: Model) -> list[Example]:
 
 
 def render(error: Exception) -> Response:
-    """Answer an error as SageMaker shows it to its clients, `{"error", "code"}`, or as MLflow's clients know it."""
+    """Answer an error as a container does, `{"error", "code"}`, or as MLflow's clients or AWS' client know it."""
+    response = _rendered(error)
+    return _as_model_error(response) if "endpoint" in (request.view_args or {}) else response
+
+
+def _rendered(error: Exception) -> Response:
     if isinstance(error, RequestError):
         response = _error(str(error), error.status)
         if error.retry_after is not None:
@@ -233,6 +238,17 @@ def _error(message: str, status: int) -> Response:
         code = _CODES.get(status, "BAD_REQUEST" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "INTERNAL_ERROR")
         return _response(dump_json({"error_code": code, "message": message}), scoring.JSON, status)
     return _response(dump_json({"error": message, "code": int(status)}), scoring.JSON, status)
+
+
+def _as_model_error(response: Response) -> Response:
+    """Wrap a container's error as SageMaker does, so that AWS' client raises its ModelError."""
+    told, status = response.get_data(as_text=True), response.status_code
+    whose = "client" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server"
+    message = f'Received {whose} error ({status}) from primary with message "{told}".'
+    shown = {"Message": message, "OriginalMessage": told, "OriginalStatusCode": status, "LogStreamArn": ""}
+    wrapped = _response(dump_json(shown), scoring.JSON, HTTPStatus.FAILED_DEPENDENCY)
+    wrapped.headers["X-Amzn-ErrorType"] = "ModelError"
+    return wrapped
 
 
 def _require_attributes() -> None:
