@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 _PATH = re.compile(r"/[A-Za-z0-9._~:/@!$&'()*+,;=-]*")  # of RFC 3986's path, what stands for itself
 _RAW = ("image/", "application/octet-stream")
-_ENDPOINT = "/v1/projects/<project>/locations/<location>/endpoints/<endpoint>"
+_ENDPOINT = "/v1/projects/<project>/locations/<location>/endpoints/<endpoint_id>"
 # google.rpc.Code, by which Google's clients raise their exceptions
 _CODES = {
     400: "INVALID_ARGUMENT",
@@ -91,14 +91,14 @@ def predict() -> Response:
 
 
 @route(f"{_ENDPOINT}:predict", methods=["POST"])
-def predict_by_endpoint(project: str, location: str, endpoint: str) -> Response:
+def predict_by_endpoint(project: str, location: str, endpoint_id: str) -> Response:
     """Answer as the platform does to its own clients, whatever endpoint they name."""
     predictions = _predictions(request.get_data(cache=False), JSON)
     return _json({"predictions": predictions, "deployedModelId": os.environ.get("AIP_DEPLOYED_MODEL_ID", "")})
 
 
 @route(f"{_ENDPOINT}:rawPredict", methods=["POST"])
-def predict_raw_by_endpoint(project: str, location: str, endpoint: str) -> Response:
+def predict_raw_by_endpoint(project: str, location: str, endpoint_id: str) -> Response:
     """Answer a body as it is, or one that Google's client has wrapped as `{"httpBody": ...}`, with one wrapped again."""
     body, kind = request.get_data(cache=False), request.headers.get("Content-Type", "")
     wrapped = None if kind.lower().startswith(_RAW) else load_json(body)
@@ -114,7 +114,7 @@ def examples(model: Model) -> list[Example]:
     if model.signature is None:
         return []
     body = {"instances": [_zeros(model.signature)]}
-    place = {"project": "p", "location": "l", "endpoint": "e"}
+    place = {"project": "p", "location": "l", "endpoint_id": "e"}
     return [
         Example("vertex.health", {}, summary="Probe"),
         Example("vertex.predict", {}, body, summary="One instance"),

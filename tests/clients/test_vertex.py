@@ -47,8 +47,9 @@ def test_the_client_gets_a_prediction_for_each_instance(
     client: aiplatform_v1.PredictionServiceClient, digit: bytes, digit_class: int, pixels: Any
 ) -> None:
     encoded = {"b64": base64.b64encode(digit).decode()}
-    answer = plain(client.predict(endpoint=ENDPOINT, instances=[value(encoded), value({"image": encoded})]))
-    assert [prediction["predicted_class"] for prediction in answer["predictions"]] == [digit_class] * 2
+    for instance in (encoded, {"image": encoded}):
+        answer = plain(client.predict(endpoint=ENDPOINT, instances=[value(instance), value(instance)]))
+        assert [prediction["predicted_class"] for prediction in answer["predictions"]] == [digit_class] * 2
     assert answer["deployedModelId"] == "88"
     answer = plain(client.predict(endpoint=ENDPOINT, instances=[value(pixels.tolist())], parameters=value({"k": 1})))
     assert answer["predictions"][0]["predicted_class"] == digit_class
