@@ -1,4 +1,7 @@
-"""Health, for people and orchestrators. `/metrics` stands beside these routes; see `servekit/metrics.py`."""
+"""Health, for people and orchestrators.
+
+`/metrics` stands beside these routes; see `servekit/metrics.py`.
+"""
 
 from typing import Any
 

@@ -177,7 +177,10 @@ OF_SERVER: Mapping[str, Bodies] = {
     "open_inference.trace_settings": _gives(OBJECT),
     "open_inference.shared_memory_status": _gives(LIST),
     "open_inference.unregister_shared_memory": _gives(OBJECT),
-    "open_inference.index": _gives(array(members("name", name=TEXT, version=TEXT, state=TEXT, reason=TEXT))),
+    "open_inference.index": Bodies(
+        {JSON: {"type": "object", "properties": {"ready": YES_NO}}},
+        {JSON: array(members("name", name=TEXT, version=TEXT, state=TEXT, reason=TEXT))},
+    ),
     "sagemaker.execution_parameters": _gives(
         members(MaxConcurrentTransforms=WHOLE, BatchStrategy=TEXT, MaxPayloadInMB=WHOLE)
     ),

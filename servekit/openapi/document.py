@@ -96,7 +96,7 @@ class _Maker:
             self._spec.tag({"name": group.name, "description": group.about})
             models = self._loaded.models[:MAX_MODELS]
             given = [(model, each) for model in models for each in _examples(group, model)]
-            for rule in group.rules:
+            for rule in _ordered(group.rules):
                 self._add(group.name, rule, [(model, each) for model, each in given if self._fits(model, each, rule)])
         body = json.dumps(self._spec.to_dict(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return Document(body.encode(), self._files)
@@ -114,7 +114,7 @@ class _Maker:
             mine = {key: each for key, each in examples.items() if _method_of(each, rule) == method}
             operation = self._operation(tag, rule, method, mine, bodies_of(rule.endpoint, signatures))
             if (path, method) not in self._taken and not operation["summary"].startswith(_REFUSES):
-                operations[method.lower()] = {**operation, "operationId": self._identity(rule.endpoint)}
+                operations[method.lower()] = {**operation, "operationId": self._identity(rule, method)}
                 self._taken.add((path, method))
         if operations:
             self._spec.path(path, operations=operations)
@@ -157,7 +157,7 @@ class _Maker:
         content: dict[str, Any] = {kind: {"schema": schema} for kind, schema in takes.items()}
         for key, each in examples.items():
             media = content.setdefault(each.content_type, {"schema": {}})
-            media.setdefault("examples", {})[key] = _with_summary(each, self._literal(each))
+            media.setdefault("examples", {})[key] = {"summary": f"{key}: {each.summary}".removesuffix(": ")} | self._literal(each)
         return content
 
     def _literal(self, example: Example) -> dict[str, Any]:
@@ -183,13 +183,13 @@ class _Maker:
         self._files[name] = (content, kind)
         return f"docs/{name}"
 
-    def _identity(self, endpoint: str) -> str:
-        """Return what clients that are generated call the operation."""
-        base = identity = endpoint.replace(".", "_")
-        count = 1
-        while identity in self._identities:
-            count += 1
-            identity = f"{base}_{count}"
+    def _identity(self, rule: Rule, method: str) -> str:
+        """Return what clients that are generated call the operation: one name each, the same in every document."""
+        base = rule.endpoint.replace(".", "_")
+        variables = [name for *_, name in _VARIABLE.findall(rule.rule)]
+        longer = ["_".join([base, *variables[count:]]) for count in range(len(variables), -1, -1)]
+        names = [*longer, f"{longer[-1]}_{method.lower()}", *(f"{longer[-1]}_{count}" for count in range(2, 100))]
+        identity = next(name for name in names if name not in self._identities)
         self._identities.add(identity)
         return identity
 
@@ -208,6 +208,12 @@ def _is_small(example: Example) -> bool:
         return True
     content = example.body if isinstance(example.body, bytes) else dump_json(example.body)
     return len(content) <= MAX_EXAMPLE_BYTES
+
+
+def _ordered(rules: list[Rule]) -> list[Rule]:
+    """Return the routes in their order, of those to one view the one with the fewest variables first."""
+    order = {endpoint: place for place, endpoint in enumerate(dict.fromkeys(rule.endpoint for rule in rules))}
+    return sorted(rules, key=lambda rule: (order[rule.endpoint], len(rule.arguments)))
 
 
 def _named(given: Iterable[tuple[Model, Example]]) -> dict[str, Example]:
@@ -253,10 +259,6 @@ def _of_header(examples: Mapping[str, Example]) -> list[dict[str, Any]]:
         }
         for header in headers
     ]
-
-
-def _with_summary(example: Example, literal: dict[str, Any]) -> dict[str, Any]:
-    return {"summary": example.summary, **literal} if example.summary else literal
 
 
 def _is_json(content_type: str) -> bool:

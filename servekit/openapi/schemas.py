@@ -13,7 +13,7 @@ WHOLE: Schema = {"type": "integer"}
 NUMBER: Schema = {"type": "number"}
 YES_NO: Schema = {"type": "boolean"}
 OBJECT: Schema = {"type": "object"}
-LIST: Schema = {"type": "array"}
+LIST: Schema = {"type": "array", "items": {}}
 BASE64: Schema = {"type": "string", "contentEncoding": "base64"}
 FILE: Schema = {"type": "string", "format": "binary"}  # as Swagger UI and generators of clients know it
 
