@@ -261,3 +261,10 @@ def test_the_extra_is_named_in_the_setup(app: Flask) -> None:
     setup.read(ROOT / "setup.cfg")
     wanted = setup["options.extras_require"]["openapi"]
     assert "apispec" in wanted and "flask-swagger-ui" in wanted
+
+
+def test_the_client_of_the_documentation_works(server: Server) -> None:
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "openapi.md").read_text(), re.DOTALL)[1]
+    code = code.replace("http://localhost:5001", server.url)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.stdout == "5.0\n", ended.stderr

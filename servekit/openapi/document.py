@@ -85,11 +85,6 @@ class _Maker:
         self._spec = APISpec(
             "servekit", __version__, VERSION, info={"description": ABOUT}, servers=[{"url": "/"}]
         )
-        for name, schema in {"Error": ERROR, **ERRORS}.items():
-            self._spec.components.schema(_error_of(name), dict(schema))
-            content = {JSON: {"schema": _error_of(name)}}
-            text = "The request was not answered; the status says whose fault it is, the sentence what to do."
-            self._spec.components.response(_error_of(name), {"description": text, "content": content})
 
     def make(self, groups: Iterable[Group]) -> Document:
         for group in groups:
@@ -135,7 +130,7 @@ class _Maker:
         answer: dict[str, Any] = {"description": "The answer."}
         if bodies.gives:
             answer["content"] = {kind: {"schema": schema} for kind, schema in bodies.gives.items()}
-        operation["responses"] = {"200": answer, "default": _error_of(rule.endpoint.rpartition(".")[0])}
+        operation["responses"] = {"200": answer, "default": self._error(rule.endpoint.rpartition(".")[0])}
         return operation
 
     def _of_path(self, rule: Rule, examples: Mapping[str, Example]) -> list[dict[str, Any]]:
@@ -182,6 +177,16 @@ class _Maker:
         name = f"{hashlib.sha256(content).hexdigest()[:12]}.{ending}"
         self._files[name] = (content, kind)
         return f"docs/{name}"
+
+    def _error(self, blueprint: str) -> str:
+        """Return the name of the form that the errors of a contract have, described once."""
+        name = "".join(map(str.title, blueprint.split("_"))) + "Error" if blueprint in ERRORS else "Error"
+        if name not in self._spec.components.schemas:
+            self._spec.components.schema(name, dict(ERRORS.get(blueprint, ERROR)))
+            content = {JSON: {"schema": name}}
+            text = "The request was not answered; the status says whose fault it is, the sentence what to do."
+            self._spec.components.response(name, {"description": text, "content": content})
+        return name
 
     def _identity(self, rule: Rule, method: str) -> str:
         """Return what clients that are generated call the operation: one name each, the same in every document."""
@@ -240,11 +245,6 @@ def _methods(rule: Rule, given: list[Example]) -> list[str]:
 def _method_of(example: Example, rule: Rule) -> str:
     order = ("GET", "POST", "PUT", "DELETE") if example.body is None else ("POST", "PUT")
     return next(method for method in order if method in (rule.methods or ()))
-
-
-def _error_of(blueprint: str) -> str:
-    """Return the name of the shape that errors have in a contract."""
-    return "".join(map(str.title, blueprint.split("_"))) + "Error" if blueprint in ERRORS else "Error"
 
 
 def _of_header(examples: Mapping[str, Example]) -> list[dict[str, Any]]:
