@@ -14,7 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from glob import glob
+from hashlib import sha256
 from http import HTTPMethod
+from mmap import mmap
+from pathlib import Path
+from struct import Struct
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -43,9 +47,6 @@ _APART = "apart:"  # how the names of what stands on a page of its own begin, in
 PAGE_LIMIT = 1000  # families on such a page, and series of a family, that one worker may make
 # Of the histograms there: the bounds that Prometheus's clients share, in any unit.
 _PAGE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, float("inf"))
-
-STATISTICS = "statistics"  # the page of `StatisticsMeter`
-_LAST_SECONDS = 0.05  # the last inference is noted to within this time
 
 Update = Callable[[float], None]
 
@@ -121,7 +122,7 @@ class ModelMeter:
         self._waits = queue_seconds.labels(model, version)
         self._batch_rows = batch_rows.labels(model, version)
         self._loaded = models_loaded.labels(model, version)
-        self._statistics = StatisticsMeter(model, version)
+        self._statistics = statistics_meter(model, version)
         self.observe_request = self._statistics.observe_request
         self.observe_failure = self._statistics.observe_failure
 
@@ -237,61 +238,107 @@ def page(name: str) -> Page:
     return Page(name)
 
 
+@dataclass
+class Statistics:
+    """What the statistics of protocols tell of one version: counts, and sums of seconds; `last` is a time of the clock."""
+
+    requests: float = 0.0
+    input: float = 0.0
+    output: float = 0.0
+    waits: float = 0.0
+    joined: float = 0.0  # what passes took, for each of their requests but the first
+    failures: float = 0.0
+    failed: float = 0.0
+    last: float = 0.0
+    passes: dict[int, tuple[float, float]] = field(default_factory=dict)  # rows -> passes, and their seconds
+
+
 class StatisticsMeter:
-    """What the protocols' statistics say of one version and the metrics do not: on a page of its own, `STATISTICS`."""
+    """Counts what `Statistics` tells, in memory that all workers read; there is one a process and version.
+
+    Many sums are written at once: a value of Prometheus for each would cost a request four times as much.
+    """
 
     def __init__(self, model: str, version: str) -> None:
-        self._family = f"{model}/{version}"
-        self._passes: dict[int, tuple[Update, Update]] = {}  # rows -> counts passes, and their seconds
-        self._last = self._series("last", "gauge")
-        self._noted = 0.0
-        names = ("requests", "input", "output", "waits", "joined", "failures", "failed")
-        updates = [self._series(name) for name in names]
-        self._requests, self._input, self._output, self._queued, self._joined, self._failures, self._failed = updates
+        self._lock = Lock()
+        self._memory = _statistics_memory(model, version)
+        self._sums = Statistics(*_SUMS.unpack_from(self._memory))
 
     def observe_request(self, input_seconds: float, output_seconds: float) -> None:
         """Count a request that was answered; reading it and writing its answer took so long."""
-        self._requests(1)
-        self._input(input_seconds)
-        self._output(output_seconds)
+        with self._lock:
+            self._sums.requests += 1
+            self._sums.input += input_seconds
+            self._sums.output += output_seconds
+            self._write()
 
     def observe_failure(self, seconds: float) -> None:
         """Count a request that got no answer, after so many seconds."""
-        self._failures(1)
-        self._failed(seconds)
+        with self._lock:
+            self._sums.failures += 1
+            self._sums.failed += seconds
+            self._write()
 
     def observe_pass(self, row_count: int, seconds: float, waits: Sequence[float]) -> None:
-        """Count a pass; each of its requests had waited for so many seconds."""
-        found = self._passes.get(row_count)
-        if found is None:
-            found = self._passes[row_count] = self._series(f"passes {row_count}"), self._series(f"seconds {row_count}")
-        found[0](1)
-        found[1](seconds)
-        self._queued(sum(waits))
-        if len(waits) > 1:
-            self._joined(seconds * (len(waits) - 1))  # beyond the first: each request has waited for the whole pass
-        now = time.time()
-        if now - self._noted > _LAST_SECONDS:
-            self._noted = now
-            self._last(now)
+        """Count a pass, whose requests had waited for `waits` seconds; the first of them to end writes it all down."""
+        place = _SUMS.size + _PASSES.size * min(row_count, _MOST_ROWS)
+        with self._lock:
+            passes, total = _PASSES.unpack_from(self._memory, place)
+            _PASSES.pack_into(self._memory, place, passes + 1, total + seconds)
+            self._sums.waits += sum(waits)
+            self._sums.joined += seconds * (len(waits) - 1)
+            self._sums.last = time.time()
 
-    def _series(self, name: str, kind: str = "counter") -> Update:
-        family = self._family if kind == "counter" else f"{self._family} {kind}"
-        return page(STATISTICS).series(kind, family, name, "statistics of the Open Inference Protocol") or _forget
+    def _write(self) -> None:
+        sums = self._sums
+        times = (sums.input, sums.output, sums.waits, sums.joined)
+        _SUMS.pack_into(self._memory, 0, sums.requests, *times, sums.failures, sums.failed, sums.last)
 
 
-def statistics(model: str, version: str) -> dict[str, float]:
-    """Return the sums that the `StatisticsMeter` of this version has in all workers, by name; seconds and counts."""
-    families = page(STATISTICS).families()
-    sums: dict[str, float] = {}
-    for name in (f"{model}/{version}", f"{model}/{version} gauge"):
-        if name in families:
-            sums |= {label: values[None] for label, values in families[name].series.items()}
-    return sums
+_SUMS = Struct("<8d")  # the numbers of `Statistics`, in their order
+_PASSES = Struct("<2d")  # passes of so many rows, and their seconds
+_MOST_ROWS = 1024  # larger passes are counted as of so many
+_STATISTICS_SIZE = _SUMS.size + _PASSES.size * (_MOST_ROWS + 1)
+
+statistics_meter = cache(StatisticsMeter)
 
 
-def _forget(amount: float) -> None:
-    """Count nothing: there are too many series."""
+def statistics(model: str, version: str) -> Statistics:
+    """Return the sums over all workers, also over those that have ended."""
+    if MULTIPROCESS_DIR in os.environ:
+        contents = [Path(name).read_bytes() for name in glob(_statistics_file(model, version, "*"))]
+    else:
+        contents = [bytes(statistics_meter(model, version)._memory)]
+    total = Statistics()
+    for content in contents:
+        if len(content) == _STATISTICS_SIZE:  # else it is just being made
+            _add(total, content)
+    return total
+
+
+def _add(total: Statistics, content: bytes) -> None:
+    one = Statistics(*_SUMS.unpack_from(content))
+    for name in ("requests", "input", "output", "waits", "joined", "failures", "failed"):
+        setattr(total, name, getattr(total, name) + getattr(one, name))
+    total.last = max(total.last, one.last)
+    for row_count, (passes, seconds) in enumerate(_PASSES.iter_unpack(content[_SUMS.size :])):
+        if passes:
+            before = total.passes.get(row_count, (0.0, 0.0))
+            total.passes[row_count] = before[0] + passes, before[1] + seconds
+
+
+def _statistics_file(model: str, version: str, process: int | str) -> str:
+    name = sha256(f"{model}/{version}".encode()).hexdigest()[:32]  # names of models may be longer than those of files
+    return os.path.join(os.environ[MULTIPROCESS_DIR], f"statistics_{name}_{process}.bin")
+
+
+def _statistics_memory(model: str, version: str) -> mmap | bytearray:
+    """Return where this process counts: in a file if workers share a folder. A process that had its number goes on in it."""
+    if MULTIPROCESS_DIR not in os.environ:
+        return bytearray(_STATISTICS_SIZE)
+    with open(_statistics_file(model, version, os.getpid()), "a+b") as file:
+        file.truncate(_STATISTICS_SIZE)
+        return mmap(file.fileno(), _STATISTICS_SIZE)
 
 
 class _OwnFamilies(MultiProcessCollector):

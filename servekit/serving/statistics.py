@@ -1,9 +1,9 @@
 """The statistics extension of the Open Inference Protocol: what all workers counted, in its form."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-from servekit.metrics import statistics
+from servekit.metrics import Statistics, statistics
 from servekit.model import Model
 
 
@@ -12,31 +12,28 @@ def describe_statistics(models: Iterable[Model]) -> dict[str, Any]:
     return {"model_stats": [_of(model.name, model.version, statistics(model.name, model.version)) for model in models]}
 
 
-def _of(name: str, version: str, sums: Mapping[str, float]) -> dict[str, Any]:
-    passes = {int(key.split()[1]): count for key, count in sums.items() if key.startswith("passes ")}
-    seconds = {rows: sums.get(f"seconds {rows}", 0.0) for rows in passes}
-    requests = sums.get("requests", 0.0)
+def _of(name: str, version: str, sums: Statistics) -> dict[str, Any]:
     parts = {
-        "queue": sums.get("waits", 0.0),
-        "compute_input": sums.get("input", 0.0),
-        "compute_infer": sum(seconds.values()) + sums.get("joined", 0.0),
-        "compute_output": sums.get("output", 0.0),
+        "queue": sums.waits,
+        "compute_input": sums.input,
+        "compute_infer": sum(seconds for _, seconds in sums.passes.values()) + sums.joined,
+        "compute_output": sums.output,
     }
     return {
         "name": name,
         "version": version,
-        "last_inference": round(sums.get("last", 0.0) * 1000),
-        "inference_count": round(sum(rows * count for rows, count in passes.items())),
-        "execution_count": round(sum(passes.values())),
+        "last_inference": round(sums.last * 1000),
+        "inference_count": round(sum(rows * passes for rows, (passes, _) in sums.passes.items())),
+        "execution_count": round(sum(passes for passes, _ in sums.passes.values())),
         "inference_stats": {
-            "success": _duration(requests, sum(parts.values())),
-            "fail": _duration(sums.get("failures", 0.0), sums.get("failed", 0.0)),
-            **{part: _duration(requests, total) for part, total in parts.items()},
+            "success": _duration(sums.requests, sum(parts.values())),
+            "fail": _duration(sums.failures, sums.failed),
+            **{part: _duration(sums.requests, total) for part, total in parts.items()},
             "cache_hit": _duration(0, 0),
             "cache_miss": _duration(0, 0),
         },
         "response_stats": {},
-        "batch_stats": [_batch(rows, passes[rows], seconds[rows]) for rows in sorted(passes)],
+        "batch_stats": [_batch(rows, *sums.passes[rows]) for rows in sorted(sums.passes)],
         "memory_usage": [],
     }
 
