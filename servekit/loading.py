@@ -169,7 +169,7 @@ def _load_triton(entry: Entry, settings: Settings, backlog: Backlog, find: Find)
     model.connect()
     ignored = [*config.without_effect]
     if meaning.wants_gpu(config.values) and model.device == "cpu":
-        ignored.append("instance_group.kind KIND_GPU, there being no GPU that can be used,")
+        ignored.append("instance_group.kind (no GPU can be used)")
     if ignored:
         log.warning("%s: what has no effect here is %s.", folder.parent / TRITON_CONFIG, ", ".join(ignored))
     return model
@@ -208,6 +208,7 @@ def _load_triton_file(
         from servekit.engines.onnx import OnnxEngine
 
         onnx = OnnxEngine(path.read_bytes(), path, uses_gpu=uses_gpu, remedy="put a file there that ONNX Runtime can run")
+        meaning.check_names(values, path.name, onnx.inputs, onnx.outputs)
         values = meaning.completed(values, entry.name, backend, onnx.inputs, onnx.outputs)
         meaning.check(values, entry.name)
         meaning.check_file(values, path.name, onnx.inputs, onnx.outputs)

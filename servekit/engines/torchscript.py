@@ -7,6 +7,7 @@ arguments, or all of them by their order.
 import io
 import re
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,7 @@ class TorchScriptEngine:
         self.device = "cuda" if uses_gpu and torch.cuda.is_available() else "cpu"
         torch.set_num_threads(1)  # the workers share the cores out among themselves
         try:
-            network = torch.jit.load(io.BytesIO(content), map_location=self.device)  # type: ignore[no-untyped-call]
-            self._network = network.eval()
+            self._network = _loaded(content, self.device)
             arguments = [argument.name for argument in self._network.forward.schema.arguments[1:]]
             self._arguments = _in_order([tensor.name for tensor in inputs], arguments)
             if any(tensor.dtype == "bytes" for tensor in (*inputs, *outputs)):
@@ -66,6 +66,13 @@ class TorchScriptEngine:
         # What comes from a request is read-only memory, of which torch makes no tensors without a warning.
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
         return tensor.to(self.device, torch.bfloat16 if name in self._halves else None)
+
+
+def _loaded(content: bytes, device: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # it advises another format; these files exist
+        network = torch.jit.load(io.BytesIO(content), map_location=device)  # type: ignore[no-untyped-call]
+    return network.eval()
 
 
 def _array(tensor: Any) -> np.ndarray:

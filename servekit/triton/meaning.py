@@ -74,10 +74,9 @@ def backend_of(values: Mapping[str, Any], folder: Path) -> str:
             return backend
     if named := values["backend"] or values["platform"]:
         raise ValueError(f"the backend {named} is not served here; there are {', '.join(_PLATFORM_OF)}")
-    for backend, file in FILE_OF.items():
-        if (folder / (values["default_model_filename"] or file)).is_file() and not (
-            values["default_model_filename"] and not values["default_model_filename"].endswith(Path(file).suffix)
-        ):
+    file = values["default_model_filename"]
+    for backend, usual in FILE_OF.items():
+        if Path(file).suffix == Path(usual).suffix if file else (folder / usual).is_file():
             return backend
     raise ValueError(f"it names no backend, and version {folder.name} holds neither {ONNX} nor {TORCHSCRIPT}")
 
@@ -129,19 +128,22 @@ def check(values: Mapping[str, Any], name: str) -> None:
             _check_tensor(field, tensor)
 
 
-def check_file(
-    values: Mapping[str, Any], file: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
-) -> None:
-    """Raise ValueError if the config does not fit what the model file says of itself, whole shapes."""
-    wanted = {tensor.name for tensor in inputs}
-    if {tensor["name"] for tensor in values["input"]} != wanted:
-        raise ValueError(f"the inputs of {file} are called {', '.join(sorted(wanted))}; name all of them, and no others")
+def check_file(values: Mapping[str, Any], file: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    """Raise ValueError if a completed config does not fit what the model file says of itself, whole shapes."""
     for field, known in (("input", inputs), ("output", outputs)):
         found = {tensor.name: tensor for tensor in known}
         for tensor in values[field]:
-            if tensor["name"] not in found:
-                raise ValueError(f"{file} has no {field} called {tensor['name']}; it has {', '.join(sorted(found))}")
             _check_against(field, tensor, found[tensor["name"]], file, bool(values["max_batch_size"]))
+
+
+def check_names(values: Mapping[str, Any], file: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    """Raise ValueError if a config names other tensors than its model file has; it may name none."""
+    wanted = {tensor.name for tensor in inputs}
+    if values["input"] and {tensor["name"] for tensor in values["input"]} != wanted:
+        raise ValueError(f"the inputs of {file} are called {', '.join(sorted(wanted))}; name all of them, and no others")
+    there = {tensor.name for tensor in outputs}
+    if unknown := sorted({tensor["name"] for tensor in values["output"]} - there):
+        raise ValueError(f"{file} has no output called {unknown[0]}; it has {', '.join(sorted(there))}")
 
 
 def signature_of(values: Mapping[str, Any], model: Path) -> Signature:
@@ -252,13 +254,13 @@ def _check_against(field: str, tensor: Mapping[str, Any], own: TensorSpec, file:
     if dtype != own.dtype:
         raise ValueError(f"the {field} {name} is {tensor['data_type']}, but {_TYPE_OF[own.dtype]} in {file}; correct it")
     wanted = network_shape(tensor, is_batched)
-    if fits(wanted, own.shape):
-        return
     if is_batched and own.shape and own.shape[0] != -1:
         raise ValueError(
             f"max_batch_size is above 0, but {file} takes {name} as {list(own.shape)} only; set max_batch_size to 0 and "
             f"give the whole shape as dims"
         )
+    if fits(wanted, own.shape):
+        return
     hint = "the rows come before dims" if is_batched else "without max_batch_size dims are the whole shape"
     raise ValueError(f"the {field} {name} is {list(wanted)}, but {list(own.shape)} in {file}; correct dims: {hint}")
 
