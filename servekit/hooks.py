@@ -374,7 +374,7 @@ def _prepare_metrics_dir() -> None:
         folder = Path(given)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for file in folder.glob("*.db"):
+            for file in (*folder.glob("*.db"), *folder.glob("statistics_*.bin")):
                 file.unlink()
         except OSError as error:
             raise RuntimeError(f"{MULTIPROCESS_DIR}={given} cannot be used as a folder: {error.strerror}.") from None

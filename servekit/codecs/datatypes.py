@@ -27,6 +27,7 @@ _BY_NAME = {
     "bfloat16": BF16,
     "bytes": BYTES,
 }
+_BY_DTYPE = {dtype: name for name, dtype in DTYPES.items() if name != BF16}  # their names take numpy long to make
 _LENGTH = struct.Struct("<I")  # before each element of BYTES
 
 
@@ -43,7 +44,7 @@ def config_type_of(tensor: TensorSpec) -> str:
 
 def datatype_of_array(array: NDArray[Any]) -> str:
     """Return the protocol's name for the dtype of `array`; what it does not know is text or bytes."""
-    return _BY_NAME.get(array.dtype.name, BYTES)
+    return _BY_DTYPE.get(array.dtype) or _BY_NAME.get(array.dtype.name, BYTES)
 
 
 def least_bytes(datatype: str, count: int) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from servekit.codecs.arrays import dump_json
-from servekit.codecs.datatypes import BF16, BOOL, BYTES, datatype_of, datatype_of_array, elements, pack
+from servekit.codecs.datatypes import BF16, BOOL, BYTES, datatype_of_array, elements, pack
 from servekit.codecs.open_inference import InferRequest, RequestedOutput
 from servekit.errors import InvalidInput
 from servekit.signature import Signature
@@ -63,8 +63,8 @@ def select_outputs(tensors: Tensors, request: InferRequest, signature: Signature
             raise InvalidInput(f"The model gave no output '{each.name}' this time; ask for others.")
         array = tensors[each.name]
         datatype = datatype_of_array(array)
-        if each.name in specs and (promised := datatype_of(specs[each.name])) in (BF16, BYTES):
-            datatype = promised
+        if each.name in specs and specs[each.name].dtype == "bfloat16":
+            datatype = BF16
         if each.classes:
             array, datatype = classify(array, datatype, each.classes, signature.labels.get(each.name, ())), BYTES
         is_binary = request.parameters.is_binary if each.is_binary is None else each.is_binary
