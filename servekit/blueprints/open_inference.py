@@ -288,10 +288,12 @@ def _unsupported(message: str) -> Response:
 
 
 def _answer(content: bytes, header_length: int | None, accepted: str) -> Response:
-    headers = {"Content-Type": _JSON}
-    if header_length is not None:
-        headers = {"Content-Type": _BINARY, HEADER_LENGTH: str(header_length)}
-    if accepted and len(content) >= _WORTH_DEFLATING and (encoding := accepted_encoding(accepted)):
+    encoding = accepted_encoding(accepted) if accepted and len(content) >= _WORTH_DEFLATING else ""
+    if encoding:
         content = deflate(content, encoding)
-        headers["Content-Encoding"] = encoding
-    return PlainResponse(content, headers=headers)
+    response = PlainResponse(content, content_type=_JSON if header_length is None else _BINARY)
+    if header_length is not None:
+        response.headers[HEADER_LENGTH] = str(header_length)
+    if encoding:
+        response.headers["Content-Encoding"] = encoding
+    return response
