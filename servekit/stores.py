@@ -5,6 +5,7 @@ Each folder of a store is a model: of servekit's own layout (`model.json` in its
 """
 
 import dataclasses
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from servekit.errors import ModelNotFound, VersionNotFound
 from servekit.platforms import AUTO, AZURE, NONE, azure_root, format_of, positive, scoring_script
 from servekit.spec import scan
 from servekit.triton import folders
+
+log = logging.getLogger(__name__)
 
 MODEL = "model"  # the name of a model that a cloud gives without one
 STORED = ("servekit", "triton")  # formats of what lies in a store
@@ -28,12 +31,13 @@ def entries_of(settings: Settings, workers: int = 1) -> list[Entry]:
         return script
     if settings.platform not in (AUTO, NONE) and (entry := model_entry(MODEL, settings.model_store, workers)):
         return [entry]
-    found = scan(settings.model_store)
-    return [
-        entry.limited(max(workers, settings.max_workers))
-        for name, versions in found.items()
-        for entry in _entries(settings.model_store, name, versions, workers)
-    ]
+    entries = []
+    for name, versions in scan(settings.model_store).items():
+        found = _entries(settings.model_store, name, versions, workers)
+        if not found:
+            log.warning("Passed over %s: none of the versions that its version_policy names is there.", name)
+        entries += [entry.limited(max(workers, settings.max_workers)) for entry in found]
+    return entries
 
 
 def model_entry(name: str, folder: Path, workers: int = 1) -> Entry | None:

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import struct
 import zlib
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from servekit.errors import InvalidInput
-from servekit.handlers.image import MAX_PIXELS, ImageHandler, decode
+from servekit.handlers.image import MAX_PIXELS, ImageHandler, PixelsHandler, decode
 from servekit.spec import ModelSpec, TensorSpec
 from servekit.tensors import bytes_tensor
 
@@ -217,3 +218,14 @@ def repaired(content: bytes) -> bytes:
         chunks.append(struct.pack(">I", length) + body + struct.pack(">I", zlib.crc32(body)))
         start += 12 + length
     return b"".join(chunks) if len(chunks) > 1 else content
+
+
+def test_pixels_are_those_that_a_classifier_sees(handler: ImageHandler, digit: Image.Image) -> None:
+    output = TensorSpec("pixels", "float32", (-1, 1, 28, 28))
+    pixels = PixelsHandler(dataclasses.replace(make_spec(), outputs=(output,)), background="black")
+    signature = pixels.signature
+    assert (signature.outputs, signature.encoded, signature.labels) == ((output,), frozenset(("image",)), {})
+    sent = {"image": bytes_tensor([encode(digit)])}
+    np.testing.assert_array_equal(
+        pixels.postprocess(pixels.preprocess(sent))["image"], handler.preprocess(sent)["image"]
+    )

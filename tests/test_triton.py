@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -126,6 +127,47 @@ def test_texts_are_bytes_outside_and_text_inside(tmp_path: Path) -> None:
     assert model.predict({"x": texts}, soon())["y"].tolist() == [["é".encode()], [b""]]
     with pytest.raises(InvalidInput, match="The texts of x must be UTF-8."):
         model.predict({"x": bytes_tensor([b"\xff"]).reshape(1, 1)}, soon())
+
+
+def test_weights_may_lie_beside_the_file_and_nowhere_else(tmp_path: Path) -> None:
+    weights = np.float32([1, 2, 3, 4])
+    tensor = helper.make_tensor("w", TensorProto.FLOAT, [4], weights.tobytes(), raw=True)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    node = helper.make_node("Add", ["x", "w"], ["y"])
+    values = [(name, TensorProto.FLOAT, ("rows", 4)) for name in "xy"]
+
+    def content(location: str) -> bytes:
+        model = onnx.load_from_string(graph([node], values[:1], values[1:]))
+        external = onnx.TensorProto()
+        external.CopyFrom(tensor)
+        external.external_data.add(key="location", value=location)
+        model.graph.initializer.append(external)
+        return model.SerializeToString()
+
+    folder = write(tmp_path, "m", None, onnx=content("weights.bin"))
+    (folder / "1" / "weights.bin").write_bytes(weights.tobytes())
+    assert load(tmp_path, "m").predict({"x": ROW}, soon())["y"].tolist() == [[1, 3, 5, 7]]
+    (tmp_path / "secret").write_bytes(weights.tobytes())
+    for location in ("../../secret", str(tmp_path / "secret")):
+        write(tmp_path, "m", None, onnx=content(location))
+        with pytest.raises(ModelLoadError, match="m/1/model.onnx cannot be served"):
+            load(tmp_path, "m")
+
+
+def test_what_is_no_tensor_is_refused(tmp_path: Path) -> None:
+    nodes = [helper.make_node("SequenceConstruct", ["x"], ["s"]), helper.make_node("Neg", ["x"], ["y"])]
+    values = [(name, TensorProto.FLOAT, ("rows", 4)) for name in "xy"]
+    model = onnx.load_from_string(graph(nodes, values[:1], values[1:]))
+    model.graph.output.append(helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None))
+    write(tmp_path, "m", None, onnx=model.SerializeToString())
+    with pytest.raises(ModelLoadError, match="s is seq.* in the file, which is no tensor; name only the others"):
+        load(tmp_path, "m")
+    write(tmp_path, "m", f"max_batch_size: 1 {TENSORS}")
+    assert load(tmp_path, "m").predict({"x": ROW}, soon())["y"].tolist() == (-ROW).tolist()
+    write(tmp_path, "half", None, onnx=unary("Identity", TensorProto.BFLOAT16))
+    with pytest.raises(ModelLoadError, match="TYPE_BF16, which numpy lacks"):
+        load(tmp_path, "half")
 
 
 def test_half_precision_is_served(tmp_path: Path) -> None:
@@ -346,6 +388,12 @@ def test_a_store_holds_both_layouts(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert listing(tmp_path) == {"bare": ["1"], "many": ["1", "2", "10"], "own": ["1"], "pair": ["1"]}
     repository = Repository.load(Settings(model_store=tmp_path))
     assert repository.get("many").version == "10" and repository.get("many", "1").version == "1"
+
+
+def test_a_policy_that_names_nothing_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, "m", "version_policy { specific { versions: 9 } }", onnx=unary())
+    assert entries_of(Settings(model_store=tmp_path)) == []
+    assert "Passed over m: none of the versions that its version_policy names is there." in caplog.text
 
 
 def test_what_loading_a_model_registers(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from servekit.batcher import Backlog
 from servekit.config import Settings
 from servekit.desired import Entry
 from servekit.errors import ModelLoadError, ModelNotFound, ServekitError
-from servekit.handlers.tensors import TensorsHandler
 from servekit.loading import load_entry
 from servekit.model import Model
 from servekit.spec import FILE_NAME, read_spec
@@ -133,7 +132,7 @@ def _of_triton(path: Path) -> list[Entry]:
 
 def _handler_of(entry: Entry) -> str:
     if entry.format == "triton":
-        return TensorsHandler.__name__
+        return "servekit.handlers.tensors:TensorsHandler"
     return str(entry.options.get("handler") or read_spec(Path(entry.folder)).handler)
 
 

@@ -98,7 +98,7 @@ def _options(folder: Path) -> onnxruntime.SessionOptions:
 
 def _described(tensor: onnxruntime.NodeArg) -> TensorSpec:
     kind = tensor.type.removeprefix("tensor(").removesuffix(")")
-    shape = tuple(size if isinstance(size, int) else -1 for size in tensor.shape)
+    shape = tuple(size if isinstance(size, int) else -1 for size in tensor.shape or ())
     return TensorSpec(tensor.name, _DTYPE_OF.get(kind, kind), shape)
 
 

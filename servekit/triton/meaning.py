@@ -224,12 +224,18 @@ def _completed_tensors(
             continue
         own = found[tensor["name"]]
         if tensor["data_type"] == "TYPE_INVALID":
-            tensor["data_type"] = _TYPE_OF[own.dtype]
+            tensor["data_type"] = _type_of(own)
         if not tensor["dims"]:
             tensor["dims"] = list(own.shape[1:] if is_batched else own.shape)
             if not tensor["dims"]:  # no dims cannot be said: one number, which the network knows without an axis
                 tensor["dims"], tensor["reshape"] = [1], {"shape": []}
     return tensors
+
+
+def _type_of(tensor: TensorSpec) -> str:
+    if tensor.dtype not in _TYPE_OF:
+        raise ValueError(f"{tensor.name} is {tensor.dtype} in the file, which is no tensor; name only the others")
+    return _TYPE_OF[tensor.dtype]
 
 
 def _check_tensor(field: str, tensor: Mapping[str, Any]) -> None:
@@ -252,7 +258,9 @@ def _check_tensor(field: str, tensor: Mapping[str, Any]) -> None:
 def _check_against(field: str, tensor: Mapping[str, Any], own: TensorSpec, file: str, is_batched: bool) -> None:
     name, dtype = tensor["name"], dtype_of(tensor["data_type"])
     if dtype != own.dtype:
-        raise ValueError(f"the {field} {name} is {tensor['data_type']}, but {_TYPE_OF[own.dtype]} in {file}; correct it")
+        raise ValueError(f"the {field} {name} is {tensor['data_type']}, but {_type_of(own)} in {file}; correct it")
+    if dtype == "bfloat16":
+        raise ValueError(f"the {field} {name} is TYPE_BF16, which numpy lacks; TorchScript models alone are served with it")
     wanted = network_shape(tensor, is_batched)
     if is_batched and own.shape and own.shape[0] != -1:
         raise ValueError(
