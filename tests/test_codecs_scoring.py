@@ -140,7 +140,9 @@ def test_the_answer_is_what_the_client_wants_most(accept: str, chosen: str) -> N
     assert choose(accept, CSV) == chosen
 
 
-@pytest.mark.parametrize("accept", ["text/html", "application/x-npz", "application/json;q=0", "text/html," * 60 + "text/csv", "*/*;q=0"])
+@pytest.mark.parametrize(
+    "accept", ["text/html", "application/x-npz", "application/json;q=0", "text/html," * 60 + "text/csv", "*/*;q=0"]
+)
 def test_what_the_client_does_not_take_is_not_sent(accept: str) -> None:
     with pytest.raises(NotAcceptable, match="accept one of: application/json, text/csv"):
         choose(accept, JSON)

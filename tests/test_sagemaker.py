@@ -199,7 +199,7 @@ def test_a_bug_of_a_model_stays_in_the_log(tmp_path: Path) -> None:
 def test_the_examples_work(client: FlaskClient, doubles: Path) -> None:
     for model in repository_of(client.application).models:
         for example in examples(model):
-            answer = ask(client, json.dumps(example.body), **{TARGET_MODEL: model.name})
+            answer = ask(client, json.dumps(example.body), **example.headers)
             assert answer.status_code == 200, answer.data
 
 

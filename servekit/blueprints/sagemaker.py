@@ -7,6 +7,7 @@ Sources: SageMaker's "Custom inference code with hosting services", "Use your ow
 import dataclasses
 import logging
 import re
+from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -18,6 +19,7 @@ from werkzeug.exceptions import HTTPException
 
 import servekit
 from servekit import ext
+from servekit.batcher import Result, beside
 from servekit.codecs import scoring
 from servekit.codecs.arrays import dump_json
 from servekit.codecs.values import parse_json
@@ -48,6 +50,7 @@ mlflow = Blueprint("mlflow", __name__)
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 TARGET_MODEL = "X-Amzn-SageMaker-Target-Model"
 MAX_TRANSFORM_MEGABYTES = 100  # of all concurrent requests of a batch transform, by its documentation
+LARGE_BYTES = 2**18  # of a body or of outputs: from here on reading and writing them takes tens of milliseconds
 PAGE = 100  # models of a list, if `limit` says nothing
 
 _ATTRIBUTES = re.compile(r"[ -~]{0,1024}")
@@ -152,11 +155,12 @@ def invoke_model(name: str) -> Response:
 
 
 def examples(model: Model) -> list[Example]:
-    """Return a request of zeros for a model that says what it takes, as a list of JSON."""
-    if model.signature is None:
+    """Return a request of zeros for a model that says what it takes; none for text or encoded data, which no zero is."""
+    if model.signature is None or any(spec.dtype == "bytes" for spec in model.signature.inputs):
         return []
     row = {spec.name: _zeros(spec) for spec in model.signature.inputs}
-    return [Example("sagemaker.invocations", {}, {"instances": [row]}, summary="A row of zeros, by the names of the inputs")]
+    target = {TARGET_MODEL: model.name}
+    return [Example("sagemaker.invocations", {}, {"instances": [row]}, headers=target, summary="A row of zeros, by name")]
 
 
 def render(error: Exception) -> Response:
@@ -197,11 +201,17 @@ def _invoke(model: Model) -> Response:
     media = scoring.choose(accept, settings.default_accept)
     is_mlflow = settings.platform == MLFLOW
     body, content_type = request.get_data(cache=False), request.headers.get("Content-Type", "")
-    scored = scoring.read(body, content_type, signature, has_header=is_mlflow)
+    scored = _beside_if(len(body) > LARGE_BYTES, lambda: scoring.read(body, content_type, signature, has_header=is_mlflow))
     outputs = model.predict(scored.tensors, ext.deadline())
     if {len(array) for array in outputs.values()} != {row_count(scored.tensors)} and signature.is_batched:
         raise RuntimeError(f"the model {model.name} answers with another number of rows than it was sent")
-    return _response(scoring.write(outputs, signature, media, scored.is_wrapped or is_mlflow), media)
+    is_wrapped, is_large = scored.is_wrapped or is_mlflow, sum(array.nbytes for array in outputs.values()) > LARGE_BYTES
+    return _response(_beside_if(is_large, lambda: scoring.write(outputs, signature, media, is_wrapped)), media)
+
+
+def _beside_if(is_large: bool, step: Callable[[], Result]) -> Result:
+    """Call `step`, and let others be served meanwhile if it takes long: a batch may have a million lines."""
+    return beside(step) if is_large else step()
 
 
 def _pass_on(model: Model, accept: str) -> Response:
@@ -258,8 +268,7 @@ def _require_attributes() -> None:
 
 def _zeros(spec: TensorSpec) -> Any:
     shape = [1 if size == -1 else size for size in spec.shape[1:]]
-    value = "" if spec.dtype == "bytes" else False if spec.dtype == "bool" else 0
-    return np.full(shape, value, object).tolist()
+    return np.full(shape, False if spec.dtype == "bool" else 0, object).tolist()
 
 
 def _described(entry: Entry) -> dict[str, str]:
