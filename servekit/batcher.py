@@ -17,6 +17,7 @@ from servekit.tensors import Tensors, concatenate, row_count, slice_rows
 TOO_LATE = "The server was too busy to answer before the deadline; try again later."
 FULL = "The server is too busy to take this request; try again later."
 
+MAX_JOBS = 64  # of one request that wait at once: whoever sends a million rows makes no line of a million for the others
 MAX_PARTS_BYTES = 16 * 2**20  # of an answer, given by the engine and not yet taken by the client
 
 Result = TypeVar("Result")
@@ -220,15 +221,20 @@ class Batcher:
         """
         rows, most = row_count(tensors), self.max_batch_rows
         if rows <= most:
-            jobs = [Job(self, tensors, rows, deadline)]
-        else:
-            pieces = [slice_rows(tensors, slice(start, start + most)) for start in range(0, rows, most)]
-            jobs = [Job(self, piece, row_count(piece), deadline) for piece in pieces]
+            return self._run([Job(self, tensors, rows, deadline)])[0]
+        outputs: list[Tensors] = []
+        for first in range(0, rows, most * MAX_JOBS):
+            starts = range(first, min(first + most * MAX_JOBS, rows), most)
+            pieces = [slice_rows(tensors, slice(start, start + most)) for start in starts]
+            outputs += self._run([Job(self, piece, row_count(piece), deadline) for piece in pieces])
+        return concatenate(outputs)
+
+    def _run(self, jobs: Sequence[Job]) -> list[Tensors]:
         _runner.run(jobs)
         for job in jobs:
             if job.error is not None:
                 raise job.error
-        return concatenate([job.outputs for job in jobs])
+        return [job.outputs for job in jobs]
 
 
 def stream(batcher: Batcher, tensors: Tensors, deadline: float, parts: Parts) -> Iterator[bytes | Tensors]:

@@ -4,7 +4,7 @@ import time
 import numpy as np
 import pytest
 
-from servekit.batcher import MAX_PARTS_BYTES, Backlog, Batcher, Job, Parts, run_pass, take_batch
+from servekit.batcher import MAX_JOBS, MAX_PARTS_BYTES, Backlog, Batcher, Job, Parts, run_pass, take_batch
 from servekit.engines.echo import EchoEngine
 from servekit.errors import DeadlineExceeded, Overloaded
 from servekit.tensors import Tensors, row_count
@@ -38,6 +38,13 @@ def test_no_pass_is_larger_than_allowed_and_no_row_is_lost() -> None:
     answer = Batcher(engine, 32)(rows(70), time.monotonic() + SOON)
     assert engine.passes == [32, 32, 6]
     assert answer["x"].tolist() == list(range(70))
+
+
+def test_more_rows_than_may_wait_at_once_come_back_in_order() -> None:
+    engine = CountingEngine()
+    answer = Batcher(engine, 2)(rows(5 * MAX_JOBS + 1), time.monotonic() + SOON)
+    assert len(engine.passes) == 2.5 * MAX_JOBS + 1
+    assert answer["x"].tolist() == list(range(5 * MAX_JOBS + 1))
 
 
 def test_threads_take_turns() -> None:
