@@ -25,12 +25,8 @@ STORED = ("servekit", "triton")  # formats of what lies in a store
 
 def entries_of(settings: Settings, workers: int = 1) -> list[Entry]:
     """Return what is to be served at the start, by so many workers."""
-    if settings.multi_model:
-        return []
-    if script := azure_entries(settings, workers):
-        return script
-    if settings.platform not in (AUTO, NONE) and (entry := model_entry(MODEL, settings.model_store, workers)):
-        return [entry]
+    if (placed := placed_entries(settings, workers)) is not None:
+        return placed
     entries = []
     for name, versions in scan(settings.model_store).items():
         found = _entries(settings.model_store, name, versions, workers)
@@ -38,6 +34,19 @@ def entries_of(settings: Settings, workers: int = 1) -> list[Entry]:
             log.warning("Passed over %s: none of the versions that its version_policy names is there.", name)
         entries += [entry.limited(max(workers, settings.max_workers)) for entry in found]
     return entries
+
+
+def placed_entries(settings: Settings, workers: int = 1) -> list[Entry] | None:
+    """Return the one model that a cloud has put into the folder of the store itself, or that it will bring models later.
+
+    None where the store holds folders of models, as it does without a cloud.
+    """
+    if settings.multi_model:
+        return []
+    if script := azure_entries(settings, workers):
+        return script
+    entry = None if settings.platform in (AUTO, NONE) else model_entry(MODEL, settings.model_store, workers)
+    return None if entry is None else [entry]
 
 
 def model_entry(name: str, folder: Path, workers: int = 1) -> Entry | None:
