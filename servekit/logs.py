@@ -17,7 +17,7 @@ request_id: ContextVar[str] = ContextVar("request_id", default=NO_REQUEST)
 ACCESS_LOGGER = "gunicorn.access"
 # %(r)s is the request line as it was sent: percent-encoded, so no client can write a line break into the log.
 ACCESS_FORMAT = '%(h)s "%(r)s" %(s)s %(B)s bytes %(D)s us'
-PROBE_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+PROBE_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/metrics", "/ping"})
 
 
 def _request_id_of(record: logging.LogRecord) -> str:

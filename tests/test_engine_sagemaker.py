@@ -1,5 +1,6 @@
 """The functions of inference.py are called as SageMaker's toolkit calls them, and their faults stay in the log."""
 
+import concurrent.futures
 import io
 import json
 import logging
@@ -143,6 +144,20 @@ def transform_fn(m, b, c, a): raise Own()
     with pytest.raises(HandlerFailed, match="^too cold$") as failed:
         ask(load(written(tmp_path, code)), b"1")
     assert failed.value.status == 422
+
+
+def test_code_that_ends_the_process_ends_its_request_only(tmp_path: Path) -> None:
+    engine = load(written(tmp_path, "import sys\ndef model_fn(d): return 1\ndef transform_fn(m, b, c, a): sys.exit(3)"))
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, pytest.raises(HandlerFailed):  # as beside the event loop
+        pool.submit(ask, engine, b"1").result()
+    with pytest.raises(ModelLoadError, match="SystemExit"):
+        load(written(tmp_path, "exit()"))
+
+
+def test_code_that_finds_no_memory_says_so(tmp_path: Path) -> None:
+    code = "import torch\ndef model_fn(d): return 1\ndef transform_fn(m, b, c, a): torch.empty(10**15)"
+    with pytest.raises(MemoryError):
+        ask(load(written(tmp_path, code)), b"1")
 
 
 def test_a_function_with_other_arguments_fails(tmp_path: Path) -> None:

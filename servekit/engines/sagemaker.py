@@ -44,6 +44,7 @@ WEIGHTS = "model.pt"
 
 _TEXTS = (scoring.JSON, scoring.CSV)  # bodies that `input_fn` gets as text
 _OFFERS = (scoring.JSON, scoring.CSV, scoring.NPY)
+_MEMORY_WORDS = ("can't allocate memory", "out of memory")  # of torch's allocators, of the CPU and of CUDA
 _CANNOT_BE_CSV = "This answer is no table of numbers; ask for application/json."
 
 
@@ -79,7 +80,7 @@ class SageMakerEngine:
             with self._modules.scope():
                 self._functions = _functions_of(_module_of(self._modules, program, code))
                 self._load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._modules.forget()
             raise ModelLoadError(f"The model {name} cannot be loaded: {describe(error, self._folder)}.") from error
         self.device = "cuda" if "torch" in sys.modules and sys.modules["torch"].cuda.is_available() else "cpu"
@@ -116,10 +117,12 @@ class SageMakerEngine:
                 return self._transform(request, processor)
         except RequestError:
             raise  # of the defaults: they know what was wrong with the request
-        except MemoryError:
-            raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            if isinstance(error, SystemExit) and threading.current_thread() is threading.main_thread():
+                raise  # of Gunicorn, which ends a worker so
             self._tell(error)
+            if isinstance(error, MemoryError) or any(word in str(error) for word in _MEMORY_WORDS):
+                raise MemoryError(f"the model {self._name} found none") from error
             raise _failure(error) from error
 
     def _transform(self, request: RawRequest, processor: RequestProcessor) -> RawResponse:
@@ -149,7 +152,7 @@ class SageMakerEngine:
             raise TypeError(f"{name} takes {takes} arguments, and must take {len(arguments)} or {len(arguments) + 1}")
         return function(*arguments)
 
-    def _tell(self, error: Exception) -> None:
+    def _tell(self, error: BaseException) -> None:
         text = traceback_of(error, self._folder)
         lines = ["".join(char if char.isprintable() else ascii(char)[1:-1] for char in line) for line in text.splitlines()]
         log.error("The code of the model %s failed:\n%s", self._name, "\n".join(f"  {line}" for line in lines))
@@ -254,7 +257,7 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _failure(error: Exception) -> HandlerFailed:
+def _failure(error: BaseException) -> HandlerFailed:
     """Return what the client is told: a status and a message that the code chose, as the toolkit's errors have them."""
     status, message = getattr(error, "status_code", None), getattr(error, "message", None)
     if isinstance(status, int) and 400 <= status <= 599 and isinstance(message, str):
