@@ -23,7 +23,7 @@ import servekit
 from servekit import ext
 from servekit.codecs import swagger
 from servekit.codecs.arrays import dump_json, load_json
-from servekit.codecs.instances import columns_of, predictions_of, rows_of
+from servekit.codecs.instances import columns_of, predictions_of, rows_of, zeros_of
 from servekit.engines.azure import EXEC_MS, FAILED, JSON, SCHEMAS, query_values
 from servekit.errors import InvalidInput, OutOfMemory, RequestError, SettingError
 from servekit.exchange import RawRequest, RawResponse
@@ -312,8 +312,5 @@ def _rows_of_table(table: Mapping[str, Any]) -> list[Any]:
 
 
 def _zeros(signature: Signature) -> Any:
-    row = {
-        tensor.name: "" if tensor.dtype == "bytes" else np.zeros([max(size, 1) for size in tensor.shape[1:]]).tolist()
-        for tensor in signature.inputs
-    }
+    row = zeros_of(signature)
     return row if len(row) > 1 else next(iter(row.values()))

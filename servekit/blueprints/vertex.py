@@ -19,7 +19,7 @@ from werkzeug.exceptions import HTTPException
 
 from servekit import ext
 from servekit.codecs.arrays import dump_json, load_json
-from servekit.codecs.instances import predictions_of, rows_of
+from servekit.codecs.instances import predictions_of, rows_of, zeros_of
 from servekit.codecs.values import decode_base64
 from servekit.errors import InvalidInput, OutOfMemory, RequestError, SettingError
 from servekit.lean import PlainResponse
@@ -171,10 +171,7 @@ def _with_nulls(value: Any) -> Any:
 
 
 def _zeros(signature: Signature) -> Any:
-    row = {
-        tensor.name: "" if tensor.dtype == "bytes" else np.zeros([max(size, 1) for size in tensor.shape[1:]]).tolist()
-        for tensor in signature.inputs
-    }
+    row = zeros_of(signature)
     return row if len(row) > 1 else next(iter(row.values()))
 
 
