@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from onnx import TensorProto
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from servekit.app import create_app
@@ -23,6 +24,7 @@ from servekit.platforms import AZURE, MLFLOW, NONE, SAGEMAKER, VERTEX
 from servekit.stores import folder_entry
 from tests.openapi import Send, complaints, misfit_examples
 from tests.server import ROOT, Server, environment
+from tests.triton_models import SIMPLE, simple, unary, write
 
 MODELS = {"linear", "mnist"}
 
@@ -95,6 +97,24 @@ def test_every_example_works_on_a_platform(store: Path, platform: str) -> None:
     document = app.test_client().get("/openapi.json").json
     require_valid(document)
     assert not complaints(document, by_client(app))
+
+
+@pytest.mark.parametrize(
+    ("platform", "name"),
+    [(NONE, "simple"), (SAGEMAKER, "words"), (VERTEX, "words"), (VERTEX, "unbatched"), (AZURE, "simple"), (MLFLOW, "simple")],
+)
+def test_every_example_works_with_models_of_tritons_layout(tmp_path: Path, platform: str, name: str) -> None:
+    write(tmp_path, "simple", SIMPLE, onnx=simple())
+    write(tmp_path, "unbatched", onnx=unary(shape=(3, 4)))
+    write(tmp_path, "words", onnx=unary("Identity", TensorProto.STRING, ("rows", 2)))
+    write(tmp_path, "large", onnx=unary(shape=("rows", 3, 224, 224)))
+    app = create_app(Settings(model_store=tmp_path, platform=platform, default_model=name))
+    document = app.test_client().get("/openapi.json").json
+    require_valid(document)
+    assert not complaints(document, by_client(app))
+    path = document["paths"]["/v2/models/{name}/infer"]["post"]
+    assert path["parameters"][0]["schema"]["enum"] == ["large", "simple", "unbatched", "words"]
+    assert not [key for key in path["requestBody"]["content"]["application/json"]["examples"] if key.startswith("large")]
 
 
 def test_a_summary_is_the_first_sentence_and_a_contract_is_a_tag(document: dict[str, Any]) -> None:
