@@ -288,3 +288,14 @@ def test_the_client_of_the_documentation_works(server: Server) -> None:
     code = code.replace("http://localhost:5001", server.url)
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ended.stdout == "5.0\n", ended.stderr
+
+
+def test_torchserves_addresses_keep_their_own_documents(store: Path) -> None:
+    properties = f"model_store={store}\ndisable_token_authorization=true"
+    client = create_app(Settings(model_store=store, torchserve=properties, platform=NONE)).test_client()
+    for port in (8080, 8081, 8082):
+        for path in ("/openapi.json", "/docs", "/docs/docs.js"):
+            assert client.get(path, f"http://127.0.0.1:{port}").status_code in (404, 405)
+    assert client.options("/", "http://127.0.0.1:8080").json["info"]["title"] == "TorchServe APIs"
+    paths = client.get("/openapi.json").json["paths"]
+    assert "/predict" in paths and "/wfpredict/{name}" not in paths and "/api-description" not in paths
