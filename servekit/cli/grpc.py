@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None, name: str = "servekit-grpc") ->
 def _run(options: argparse.Namespace) -> int:
     """Serve gRPC until SIGTERM or SIGINT; return the exit status. Raises StartupError."""
     if missing := missing_packages(NEEDED):
-        raise StartupError(f"gRPC needs {' and '.join(missing)}: pip install 'servekit[grpc]'")
+        raise StartupError(f"gRPC needs what is not installed here ({', '.join(missing)}): pip install 'servekit[grpc]'")
     host, port = _address(options.bind)
     server = _server(options.server)
     if options.processes < 1:
