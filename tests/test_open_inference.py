@@ -1,5 +1,6 @@
 """The Open Inference Protocol at its routes: answers, refusals, and what is compared with tests/golden/open_inference."""
 
+import contextlib
 import gzip
 import json
 import shutil
@@ -20,6 +21,7 @@ from servekit.config import Settings
 from servekit.ext import repository_of
 from servekit.spec import TensorSpec
 from tests import networks
+from tests.server import Server
 from tests.versions import write_regressor
 
 GOLDEN = Path(__file__).parent / "golden" / "open_inference"
@@ -206,6 +208,34 @@ def test_late_and_overloaded(folder: Path) -> None:
     assert answer.status_code == 503 and int(answer.headers["Retry-After"]) >= 1 and "too busy" in answer.json["error"]
 
 
+def test_a_model_that_is_loaded_in_no_worker_is_not_ready(managed: FlaskClient) -> None:
+    repository_of(managed.application).scale("double", None, 0, 1)
+    for answer in (managed.get("/v2/models/double/ready"), managed.post(INFER, data=json.dumps({"inputs": [ROW]}))):
+        assert answer.status_code == 503
+        assert answer.json == {"error": "Request for unknown model: 'double' is not at ready state"}
+    assert managed.post("/v2/repository/models/double/load").status_code == 200
+    assert managed.get("/v2/models/double/ready").status_code == 200
+
+
+def test_odd_transport_harms_no_server(server: Server) -> None:
+    body = json.dumps({"inputs": [{"name": "value", "shape": [1, 1], "datatype": "FP32", "data": [5]}]}).encode()
+    path = "/v2/models/linear/infer"
+    pieces = iter([bytes([byte]) for byte in body.ljust(70_000)])
+    assert server.request("POST", path, pieces)[0] in (200, 400)  # our own worker takes no body that is cut so small
+    with contextlib.closing(server.connect()) as connection:
+        connection.putrequest("POST", path)
+        for name, value in ((LENGTH, str(len(body))), (LENGTH, "0"), ("Content-Length", str(len(body)))):
+            connection.putheader(name, value)
+        connection.endheaders(body)
+        assert connection.getresponse().status == 400
+    assert server.request("POST", path, body, {LENGTH: "9" * 20})[0] == 400
+    for _ in range(3):
+        with contextlib.closing(server.connect()) as connection:  # goes away amid the body
+            connection.request("POST", path, b"{", {"Content-Length": "100"})
+    assert server.get("/v2/health/ready")[2] == {"ready": True}
+    assert server.post(path, body)[0] == 200
+
+
 def test_statistics_tell_requests_rows_and_passes(client: FlaskClient) -> None:
     def counts(name: str = "double") -> dict[str, Any]:
         [found] = client.get(f"/v2/models/{name}/versions/1/stats").json["model_stats"]
@@ -260,6 +290,8 @@ def test_a_version_that_cannot_be_loaded_changes_nothing(managed: FlaskClient, t
         {"parameters": {"config": "{}", "file:../../x": "eA=="}},
         {"parameters": {"file:" + "x" * 300: "eA=="}},
         {"parameters": {"config": '{"max_batch_size": "16"}'}},
+        {"parameters": {"config": {}}},
+        {"parameters": {"other": 1}},
         {"parameters": [1]},
         [],
     ],

@@ -20,7 +20,7 @@ from servekit.model import Model
 from servekit.openapi import Example
 from servekit.serving.describe import describe_config, describe_model
 from servekit.serving.encodings import accepted_encoding
-from servekit.serving.index import list_models, load, newest_entries, read_parameters, require_plain_load, unload
+from servekit.serving.index import entries_to_load, list_models, read_parameters, unload
 from servekit.serving.samples import infer_examples
 from servekit.serving.statistics import describe_statistics
 
@@ -103,7 +103,9 @@ def model_metadata(name: str, version: str | None = None) -> dict[str, Any]:
 @route("/v2/models/<name>/versions/<version>/ready", "GET")
 def model_ready(name: str, version: str | None = None) -> dict[str, Any]:
     """Say whether a model is loaded."""
-    return {"name": find_model(name, version).name, "ready": True}
+    model = find_model(name, version)
+    model.require_ready()
+    return {"name": model.name, "ready": True}
 
 
 @route("/v2/models/<name>/infer", "POST")
@@ -170,12 +172,10 @@ def load_model(name: str) -> Any:
     parameters = read_parameters(request.get_data(cache=False)).get("parameters") or {}
     if not isinstance(parameters, dict):
         raise InvalidInput("The parameters of a load must be an object.")
-    require_plain_load(parameters)
-    entries = newest_entries(ext.settings(), name, ext.repository().desired().workers)
-    if not entries:
-        raise ModelNotFound(f"failed to load {quoted(name)}, failed to poll from model repository")
     try:
-        load(ext.repository(), entries)
+        ext.repository().serve(entries_to_load(parameters, ext.settings(), name, ext.repository().desired().workers))
+    except ModelNotFound:
+        raise ModelNotFound(f"failed to load {quoted(name)}, failed to poll from model repository") from None
     except (ModelLoadError, WorkersFailed) as error:
         log.error("%s was not loaded: %s", name, error)
         return ext.error_response(f"failed to load '{name}', no version is available", HTTPStatus.INTERNAL_SERVER_ERROR)

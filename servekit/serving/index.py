@@ -8,7 +8,7 @@ from servekit.config import Settings
 from servekit.desired import Entry
 from servekit.errors import InvalidInput
 from servekit.repository import Repository
-from servekit.stores import entries_of
+from servekit.stores import entries_in, listing
 
 READY, UNAVAILABLE = "READY", "UNAVAILABLE"
 
@@ -27,7 +27,8 @@ def list_models(repository: Repository, settings: Settings, only_ready: bool) ->
     loaded = {(model.name, model.version) for model in repository.models}
     errors = {key for worker in repository.workers() for key in worker.errors}
     registered = {entry.key for entry in repository.desired().entries()}
-    for name, version in sorted(registered | {entry.key for entry in entries_of(settings)}):
+    stored = {(name, version) for name, versions in listing(settings.model_store).items() for version in versions}
+    for name, version in sorted(registered | stored):
         row = {"name": name, "version": version, "state": READY}
         if (name, version) not in loaded:
             row |= {"state": UNAVAILABLE, "reason": "unloaded"}
@@ -38,35 +39,21 @@ def list_models(repository: Repository, settings: Settings, only_ready: bool) ->
     return rows
 
 
-def require_plain_load(parameters: Mapping[str, Any]) -> None:
-    """Raise InvalidInput for a load that brings files or another configuration: both come from the store alone."""
-    if any(name.startswith("file:") for name in parameters):
-        raise InvalidInput("Files cannot be sent with a load; put them into the model store and load without them.")
-    if parameters:
-        raise InvalidInput("A load takes no parameters; a model's configuration is the one in the model store.")
+def entries_to_load(parameters: Mapping[str, Any], settings: Settings, name: str, workers: int) -> list[Entry]:
+    """Return the versions that loading `name` serves, the default one first, each in so many workers.
 
-
-def newest_entries(settings: Settings, name: str, workers: int) -> list[Entry]:
-    """Return what the store holds of the model called `name`, to be loaded by so many workers."""
-    return [entry for entry in entries_of(settings, workers) if entry.name == name]
-
-
-def load(repository: Repository, entries: list[Entry]) -> None:
-    """Serve `entries`, the versions of one model, by default the last; then drop those that are not among them.
-
-    Raises as `Repository.register` does; what was served goes on then.
+    Of the `parameters` only `config` is read: the configuration, as JSON, for a model of Triton's layout. Raises
+    InvalidInput, for files above all: what is served comes from the store. ModelNotFound if it is not there.
     """
-    name, newest = entries[0].name, entries[-1].version
-    for entry in entries:
-        served = repository.desired().find(*entry.key)
-        if served is None:
-            repository.register(entry)
-        elif not served.workers:
-            repository.scale(name, entry.version, entry.workers, entry.max_workers)
-    if repository.find(name).version != newest:
-        repository.set_default(name, newest)
-    for version in set(repository.desired().models[name]) - {entry.version for entry in entries}:
-        repository.unregister(name, version)
+    config = parameters.get("config", "")
+    if any(parameter.startswith("file:") for parameter in parameters):
+        raise InvalidInput("Files cannot be sent with a load; put them into the model store and load without them.")
+    if set(parameters) - {"config"} or not isinstance(config, str):
+        raise InvalidInput("A load takes one parameter: config, the text of a model's configuration as JSON.")
+    entries = entries_in(settings.model_store, name, workers=workers, config=config)
+    if config and any(entry.format != "triton" for entry in entries):
+        raise InvalidInput("That model is configured by its model.json alone; load it without config.")
+    return entries
 
 
 def unload(repository: Repository, name: str) -> None:
