@@ -69,7 +69,7 @@ def load_entry(
     if entry.format == "sagemaker":
         return _load_functions(entry, settings, backlog, note_failure)
     if entry.format == "azure":
-        return _load_script(entry, backlog)
+        return _load_script(entry, backlog, note_failure)
     return load_model(entry.name, entry.version, Path(entry.folder), settings, backlog)
 
 
@@ -136,19 +136,14 @@ def _load_archive(
     )
 
 
-def _load_script(entry: Entry, backlog: Backlog) -> Model:
+def _load_script(entry: Entry, backlog: Backlog, note_failure: Callable[[str], None]) -> Model:
     """Load a scoring script of Azure ML. Requests are its rows, and each runs alone, as long as its time-outs allow."""
-    from servekit.engines.azure import GRACE_SECONDS, AzureEngine
+    from servekit.engines.azure import NETWORK, AzureEngine
 
     engine = AzureEngine(Path(entry.folder), entry.options)
-    given_up = [entry.options["worker_timeout"]]
-    if engine.seconds is not None:
-        given_up.append(engine.seconds + GRACE_SECONDS)
-    spec = dataclasses.replace(_REQUESTS, network="servekit.engines.azure:AzureEngine", max_batch_rows=1)
-    model = Model(
-        *entry.key, spec, Handler(spec), engine, backlog, takes_requests=True, is_long=True, max_seconds=min(given_up)
-    )
-    return model
+    spec = dataclasses.replace(_REQUESTS, network=NETWORK, max_batch_rows=1)
+    batching = {"is_long": True, "max_seconds": engine.max_seconds, "blame": note_failure}
+    return Model(*entry.key, spec, Handler(spec), engine, backlog, takes_requests=True, **batching)
 
 
 def _load_triton(entry: Entry, settings: Settings, backlog: Backlog, find: Find) -> Model:

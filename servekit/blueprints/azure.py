@@ -24,7 +24,7 @@ from servekit import ext
 from servekit.codecs import swagger
 from servekit.codecs.arrays import dump_json, load_json
 from servekit.codecs.instances import columns_of, predictions_of, rows_of, zeros_of
-from servekit.engines.azure import EXEC_MS, FAILED, JSON, SCHEMAS, query_values
+from servekit.engines.azure import EXEC_MS, FAILED, JSON, NETWORK, SCHEMAS, query_values
 from servekit.errors import InvalidInput, OutOfMemory, RequestError, SettingError
 from servekit.exchange import RawRequest, RawResponse
 from servekit.lean import PlainResponse
@@ -266,10 +266,12 @@ def _written(made: RawResponse) -> Response:
 
 def _schemas(model: Model) -> dict[str, Any]:
     """Return which versions of Swagger can describe `model`, and the schemas of its input and output."""
-    if model.signature is None:
+    signature = model.signature
+    if signature is None and model.spec.network == NETWORK:
         said: dict[str, Any] = json.loads(_ask(model, SCHEMAS).body)
         return said
-    signature = model.signature
+    if signature is None:
+        return {"versions": swagger.VERSIONS, "input": {"type": "object"}, "output": {"type": "object"}}
     given = {"type": "object", "properties": {"data": swagger.rows_schema(signature.inputs)}, "required": ["data"]}
     return {"versions": swagger.VERSIONS, "input": given, "output": swagger.rows_schema(signature.outputs)}
 

@@ -8,6 +8,7 @@ import ctypes
 import inspect
 import json
 import logging
+import math
 import sys
 import threading
 import time
@@ -33,6 +34,7 @@ FAILED = "x-ms-run-function-failed"  # the header that says whether the script i
 EXEC_MS = "x-ms-run-fn-exec-ms"
 GRACE_SECONDS = 2.0  # for a script to notice that its time is over, before its worker ends with it
 MAX_ARGUMENTS = 1000  # of a query
+NETWORK = "servekit.engines.azure:AzureEngine"  # what the spec of a script's model names
 SCHEMAS = "/schemas"  # a request with this path asks what the script says of itself
 
 _FAILURE = "An unexpected error occurred in scoring script. Check the logs for more info."
@@ -74,12 +76,15 @@ class AzureEngine:
         """Load `script` and call its `init()`.
 
         `options`: folders (where else its modules are looked for), scoring_timeout_ms (None: no limit but that of the
-        worker). Raise ModelLoadError with the error and the line of the script that it comes from.
+        worker), worker_timeout (seconds). Raise ModelLoadError with the error and the line of the script that it comes from.
         """
         if _web is None:
             raise ModelLoadError("Scoring scripts are served on the platform azure; set SERVEKIT_PLATFORM=azure.")
         self._web, self._script = _web, script.resolve()
         self._limit_ms: int | None = options.get("scoring_timeout_ms")
+        self._seconds = None if self._limit_ms is None else self._limit_ms / 1000
+        # After so many its worker is given up: the script has not noticed that its time is over.
+        self.max_seconds = min(options["worker_timeout"], math.inf if self._seconds is None else self._seconds + GRACE_SECONDS)
         self.threads: int | None = None  # of torch's arithmetic; None: as many as torch takes by itself
         self._lock = threading.Lock()
         sys.modules.update(self._web.modules)
@@ -95,11 +100,6 @@ class AzureEngine:
             _let_the_process_end(error)
             self._modules.forget()
             raise ModelLoadError(f"The scoring script {script} cannot be used: {describe(error, own)}.") from error
-
-    @property
-    def seconds(self) -> float | None:
-        """How long a request may run, None: as long as the worker's time-out allows."""
-        return None if self._limit_ms is None else self._limit_ms / 1000
 
     def __call__(self, tensors: Tensors) -> Tensors:
         """Return {"response": RawResponses (N,)} for {"request": RawRequests (N,)}."""
@@ -160,7 +160,7 @@ class AzureEngine:
     def _call(self, arguments: dict[str, Any]) -> RawResponse:
         started = time.perf_counter()
         try:
-            value = _within(self.seconds, lambda: self._run(**arguments))
+            value = _within(self._seconds, lambda: self._run(**arguments))
             elapsed = (time.perf_counter() - started) * 1000
         except _TimeIsOver:
             log.error("The scoring script was stopped after %s ms.", self._limit_ms)
