@@ -15,7 +15,7 @@ PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 INSTALL_FAILED = { echo "The installation failed: read the message above, check the network and the free disk space, and run make again."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train serve test test-clients check bench bench-peers clean
+.PHONY: help venv train serve test test-slow test-clients check bench bench-peers clean
 
 help: ## List these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,8 +29,11 @@ serve: venv ## Train what model_store lacks, then serve on 127.0.0.1:5001
 	@$(BIN)/python -m train --missing
 	@exec $(BIN)/gunicorn
 
-test: $(VENV)/.develop ## Run every test, with branch coverage
-	@$(BIN)/python -m pytest
+test: $(VENV)/.develop ## Run the tests that run side by side, with branch coverage
+	@$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
+
+test-slow: $(VENV)/.develop ## Run the tests that load the machine or measure time, one by one
+	@$(BIN)/python -m pytest -m slow --no-cov
 
 test-clients: $(VENV)/.serve $(CLIENTS)/.made ## Ask servers with the real clients of every contract; installs those into .clients
 	@SERVEKIT_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/pytest tests/clients

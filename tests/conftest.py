@@ -1,6 +1,8 @@
 """What tests share: digits, trained models, and one real server a run."""
 
+import fcntl
 import io
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,11 @@ from train.data import Digits
 
 # Where the tests run in the background of a shell, ctrl-C is ignored, and so it would be in the processes under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name long bytes by their argument: gzip's hold the time, and processes that share a run must agree on names."""
+    return argname if isinstance(val, bytes) and len(val) > 16 else None
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -32,10 +39,18 @@ def digits() -> Digits:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Path:
-    """A model store as `make train` writes it, with the digit classifier trained for seconds only."""
-    folder = tmp_path_factory.mktemp("model_store")
-    train_both(folder, digits)
-    return folder
+    """A model store as `make train` writes it, with the digit classifier trained for seconds only; nobody writes into it.
+
+    The processes of one run share it: the first trains, the others wait.
+    """
+    run = tmp_path_factory.getbasetemp()
+    run = run.parent if "PYTEST_XDIST_WORKER" in os.environ else run
+    with (run / "training.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (run / "model_store").exists():
+            train_both(run / "unfinished", digits)
+            (run / "unfinished").rename(run / "model_store")
+    return run / "model_store"
 
 
 @pytest.fixture(scope="session", params=WORKER_CLASSES)

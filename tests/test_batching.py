@@ -16,6 +16,8 @@ from tests import networks
 from tests.server import Server, running, wait_for
 from tests.versions import write_regressor
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT = 3  # Gunicorn's, where a network hangs
 
 

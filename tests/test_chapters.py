@@ -13,6 +13,8 @@ from servekit.torchserve.properties import Address, Properties
 from tests.reader import Reader
 from tests.server import ROOT, wait_for
 
+pytestmark = pytest.mark.slow
+
 GUIDE = ROOT / "docs" / "torchserve.md"
 
 # The first: a line that is learnt, a handler with all four steps, a server without tokens.

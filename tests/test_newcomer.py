@@ -13,6 +13,8 @@ from servekit.cli import main
 from tests.reader import Reader
 from tests.server import ROOT, wait_for
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = """
     inference_address=http://127.0.0.1:8080
     management_address=http://127.0.0.1:8081

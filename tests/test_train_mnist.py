@@ -34,7 +34,7 @@ def test_a_short_run_learns_to_read_and_says_how_well(store: Path, digits: Digit
     network.load_state_dict(torch.load(folder / "model.pth", weights_only=True))
     images = torch.from_numpy(digits.test_images.astype(np.float32) / 255)[:, None]
     score = accuracy(network, images, torch.from_numpy(digits.test_labels))
-    assert score > (0.95 if digits.source == "MNIST" else 0.8)
+    assert score > (0.9 if digits.source == "MNIST" else 0.8)
     training = json.loads((folder / "model.json").read_text())["training"]
     assert training["scores"]["test_accuracy"] == pytest.approx(score, abs=1e-4)
     assert training["data"] == {"source": digits.source, "sha256": digits.sha256, "rows": len(digits.train_images)}

@@ -12,6 +12,8 @@ import pytest
 from tests.raw import Client, PlainServer, plain
 from tests.server import wait_for
 
+pytestmark = pytest.mark.slow
+
 GET = b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n"
 HEAD = b"POST /%s HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n"
 CHUNKED = b"Transfer-Encoding: chunked"

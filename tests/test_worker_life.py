@@ -13,6 +13,8 @@ import pytest
 from tests.raw import WORKER, PlainServer, plain
 from tests.server import launch, wait_for
 
+pytestmark = pytest.mark.slow
+
 GET = b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n%s\r\nhello"
 ONE_SHOT = POST % b"Connection: close\r\n"

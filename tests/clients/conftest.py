@@ -167,8 +167,8 @@ def apart() -> Iterator[Callable[..., Any]]:
     """Call `apart(function, *arguments)` in a process of its own.
 
     kserve and tritonclient.grpc cannot be imported into one process (both register Triton's protobuf messages), so what
-    asks with kserve is a function of the test's module that imports it, called by this. Arguments and what it returns are
-    handed over as copies; what it raises is raised.
+    asks with kserve is a function that imports it, called by this; its module may import tritonclient.grpc in functions
+    only. Arguments and what it returns are handed over as copies; what it raises is raised.
     """
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         yield lambda function, *arguments: pool.submit(function, *arguments).result(timeout=120)
