@@ -120,7 +120,7 @@ def ask_kserve_v2(server: Address, digit: Digit) -> int:
 
     async def ask() -> Any:
         async with InferenceRESTClient(RESTConfig(protocol="v2", timeout=SECONDS)) as client:
-            return await client.infer(server.url, InferRequest("mnist", [image]))
+            return await client.infer(server.url, InferRequest("mnist", [image]), model_name="mnist")
 
     answer = asyncio.run(ask())
     return int(next(output for output in answer.outputs if output.name == "predicted_class").data[0])
