@@ -65,12 +65,12 @@ $(VENV)/.made:
 $(VENV)/.serve: $(VENV)/.made setup.cfg pyproject.toml constraints.txt
 	@echo "Installing what serving and training need into $(VENV) (the first time takes minutes) ..."
 	@test -z "$(TORCH_INDEX)" || $(PIP) --index-url "$(TORCH_INDEX)" torch || $(INSTALL_FAILED)
-	@$(PIP) --editable '.[fast,onnx,torchserve,train]' || $(INSTALL_FAILED)
+	@$(PIP) --editable '.[fast,onnx,triton,grpc,openapi,torchserve,train]' || $(INSTALL_FAILED)
 	@touch $@
 
 $(VENV)/.develop: $(VENV)/.serve
 	@echo "Installing what tests and checks need into $(VENV) ..."
-	@$(PIP) --editable '.[fast,onnx,torchserve,train,test,check]' || $(INSTALL_FAILED)
+	@$(PIP) --editable '.[fast,onnx,triton,grpc,openapi,torchserve,train,test,check]' || $(INSTALL_FAILED)
 	@touch $@
 
 $(CLIENTS)/.made: $(VENV)/.made tests/clients/requirements.txt
