@@ -95,7 +95,7 @@ def test_the_routes_are_those_that_the_platform_names(serve: Serve) -> None:
     client = serve(AIP_HEALTH_ROUTE="/is/it(well)", AIP_PREDICT_ROUTE="/predict", **IDS)
     assert client.get("/is/it(well)").status_code == 200
     assert set(client.post("/predict", json={"instances": [[5]]}).json) == {"predictions"}  # and not servekit's own
-    assert client.post(PREDICT, json={"instances": [[5]]}).status_code == 404
+    assert client.post(PREDICT, json={"instances": [[5]]}).status_code == 400  # TensorFlow Serving's word for no address
     assert client.get("/predict").status_code == 405
 
 
