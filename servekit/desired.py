@@ -19,7 +19,7 @@ class Entry:
 
     name: str
     version: str
-    format: str  # "servekit": a folder with model.json; "torchserve": an unpacked archive; see servekit/loading.py
+    format: str  # "servekit": a folder with model.json; "torchserve": an unpacked archive; see servekit/loading
     source: str  # as the operator named it
     folder: str  # where it lies, absolute
     workers: int = 1

@@ -141,7 +141,8 @@ def test_the_answer_is_what_the_client_wants_most(accept: str, chosen: str) -> N
 
 
 @pytest.mark.parametrize(
-    "accept", ["text/html", "application/x-npz", "application/json;q=0", "text/html," * 60 + "text/csv", "*/*;q=0"]
+    "accept",
+    ["text/html", "application/x-npz", "application/json;q=0", "text/html," * 60 + "text/csv", "*/*;q=0"],
 )
 def test_what_the_client_does_not_take_is_not_sent(accept: str) -> None:
     with pytest.raises(NotAcceptable, match="accept one of: application/json, text/csv"):

@@ -79,6 +79,11 @@ def test_other_ports_lie_in_the_safe_range() -> None:
             require_safe_ports({"SAGEMAKER_SAFE_PORT_RANGE": text}, [])
 
 
+def test_a_notebook_is_no_container_that_serves() -> None:
+    assert platform_of({"SAGEMAKER_INTERNAL_IMAGE_URI": "x", "SAGEMAKER_REGION": "y"}).bind == "127.0.0.1:5001"
+    assert platform_of({"SAGEMAKER_PROGRAM": "inference.py"}).bind == "0.0.0.0:8080"
+
+
 def test_a_folder_says_what_it_holds(tmp_path: Path) -> None:
     assert format_of(tmp_path, {}) == ""
     (tmp_path / "net.pth").touch()
