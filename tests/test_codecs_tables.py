@@ -50,6 +50,9 @@ def test_a_row_fills_the_shape_of_the_input() -> None:
     assert read_csv(b"1,2,3,4\n", picture)["image"].tolist() == [[[[1, 2], [3, 4]]]]
     free = taking(("a", "float32", (-1,)), ("b", "float32", (-1, -1)))
     assert read_csv(b"1,2,3\n4,5,6\n", free)["b"].tolist() == [[2, 3], [5, 6]]
+    for uneven in (b"1,2,3\n4,5\n", b"1,2,3,4\n5,6\n"):  # the values of the second would fill up rows of the same size
+        with pytest.raises(InvalidInput, match="Row 2 of the CSV"):
+            read_csv(uneven, free)
 
 
 def test_nan_and_infinities_are_words() -> None:
@@ -63,9 +66,9 @@ def test_nan_and_infinities_are_words() -> None:
         (b"", "There are no rows"),
         (b"\n\n", "There are no rows"),
         (b"1,2\n\n3,4\n", "Line 2 of the CSV is empty"),
-        (b"1,2\n3\n", "Row 2 of the CSV has 1 values; the model takes 2"),
+        (b"1,2\n3\n", "Row 2 of the CSV has 1 values, and must have 2"),
         (b"1,2,3\n", "Line 1 of the CSV has 3 values"),
-        (b'"1",2,3\n', "Row 1 of the CSV has 3 values; the model takes 2"),
+        (b'"1",2,3\n', "Row 1 of the CSV has 3 values, and must have 2"),
         (b"1,\n", "a field is empty; write nan"),
         (b"a,b\n1,2\n", "a field is no number. Send rows only, without a header"),
         (b"1,2\n1,0x10\n", "Row 2 of the CSV: a field is no number"),

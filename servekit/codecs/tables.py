@@ -47,8 +47,9 @@ def read_csv(body: bytes, signature: Signature, has_header: bool = False) -> dic
     columns = [_column(spec, signature, _is_plain(body)) for spec, _, _ in pieces]
     rows = 0
     for rows, record in enumerate(records, start=1):
-        if width is not None and len(record) != width:
-            raise InvalidInput(f"Row {rows} of the CSV has {len(record)} values; the model takes {width}.")
+        width = width or len(record)  # where the model leaves it open the first row says it
+        if len(record) != width:
+            raise InvalidInput(f"Row {rows} of the CSV has {len(record)} values, and must have {width}.")
         for (_, start, stop), column in zip(pieces, columns, strict=True):
             try:
                 column.add(record[start:stop])
