@@ -108,6 +108,13 @@ def test_numbers_in_any_order_are_read(dtype: str, order: str) -> None:
     assert np.array_equal(load_npy(npy(np.array(array, order=order))), array)
 
 
+@pytest.mark.parametrize("padding", range(4))
+def test_numbers_lie_where_their_dtype_may(padding: int) -> None:
+    header = "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }" + " " * padding
+    array = load_npy(with_header(header, np.float32([1, 2]).tobytes()))
+    assert array.flags.aligned and array.tolist() == [1, 2]
+
+
 @pytest.mark.parametrize("shape", [(4, 1, 2, 3), (4, 2, 3), (4, 6), (4, 2, 3, 1)])
 def test_axes_of_size_one_may_be_missing_and_rows_flat(shape: tuple[int, ...]) -> None:
     image = read_npy(npy(np.arange(24.0).reshape(shape, order="C")), IMAGE)["image"]

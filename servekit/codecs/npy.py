@@ -26,6 +26,7 @@ _READERS = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_ar
 def load_npy(body: bytes) -> NDArray[Any]:
     """Return the array that `body` holds, over the bytes of `body`: numbers, or true and false, in C's or Fortran's order.
 
+    It is copied if its address is none that its dtype may have, which not every loop of compiled code can read.
     Raises InvalidInput for other dtypes (objects would have to be unpickled), a header that is none, and a shape that does
     not say exactly the bytes that follow; no memory is taken before that is known.
     """
@@ -44,6 +45,7 @@ def load_npy(body: bytes) -> NDArray[Any]:
     if 0 in shape:
         raise InvalidInput("The .npy holds no values; send one row at least.")
     values = np.frombuffer(body, dtype, offset=stream.tell())
+    values = values if values.flags.aligned else values.copy()
     return values.reshape(shape[::-1]).T if is_fortran else values.reshape(shape)
 
 
