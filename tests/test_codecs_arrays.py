@@ -61,6 +61,10 @@ def test_constants_travel_both_ways() -> None:
     assert dump_json({"a": floats}) == b'{"a":[NaN,Infinity,-Infinity,1.5]}'
 
 
+def test_text_that_is_no_utf_8_is_written_as_it_came() -> None:
+    assert dump_json(load_json(b'{"id":"\\ud800","x":[1.5]}')) == b'{"id":"\\ud800","x":[1.5]}'
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[1e999]", b'"\xff"', b"[" * 101 + b"]" * 101, b"[" * 250_000, b"[NaN,1e999]"])
 def test_what_is_no_json_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidInput):

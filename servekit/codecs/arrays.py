@@ -54,7 +54,10 @@ def load_json(body: bytes) -> Any:
 
 def dump_json(value: Any) -> bytes:
     """Return `value`, in which arrays of numbers may stand, as JSON; what is not finite as NaN, Infinity, -Infinity."""
-    text = _dumps(value)
+    try:
+        text = _dumps(value)
+    except TypeError:  # orjson writes no text that is not UTF-8, such as half a surrogate pair that a client has named
+        return _dumps_with_constants(value)
     # orjson writes null for what is not finite: where there is none, nothing needs to be looked at.
     return text if b"null" not in text or _is_finite(value) else _dumps_with_constants(value)
 
@@ -139,7 +142,7 @@ def _refuse_huge() -> NoReturn:
 
 
 def _dumps_with_constants(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain).encode()
+    return json.dumps(value, separators=(",", ":"), default=_plain).encode()
 
 
 def _plain(value: Any) -> Any:
