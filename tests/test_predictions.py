@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
@@ -70,6 +71,11 @@ def test_a_field_of_a_form_is_read(client: FlaskClient) -> None:
     assert ask(client, "linear", {"body": "5"}, "multipart/form-data") == ask(client, "linear", "5")
     status, answer = ask(client, "linear", '{"instances": [1, 5]}')
     assert status == 200 and len(answer["predictions"]) == 2
+
+
+@pytest.mark.parametrize("scores", [np.array([0, 7, 255], np.uint8), np.array([False, False, True])])
+def test_the_best_class_comes_first_whatever_its_dtype(scores: np.ndarray) -> None:
+    assert next(iter(predictions._best(scores, ("a", "b", "c")))) == "c"
 
 
 def test_models_of_several_inputs_and_outputs_answer_with_objects(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def _answers(tensors: Tensors, signature: Signature) -> list[Any]:
 
 
 def _best(scores: NDArray[Any], labels: tuple[str, ...]) -> dict[str, Any]:
-    order = np.argsort(-scores, kind="stable")[:TOP]
+    order = np.argsort(-scores.astype(np.float64), kind="stable")[:TOP]
     return {labels[index] if index < len(labels) else str(index): scores[index] for index in order}
 
 
