@@ -23,7 +23,7 @@ import servekit
 from servekit import ext
 from servekit.codecs import swagger
 from servekit.codecs.arrays import dump_json, load_json
-from servekit.codecs.instances import columns_of, predictions_of, rows_of, zeros_of
+from servekit.codecs.instances import columns_of, predictions_of, rows_of, zero_row
 from servekit.engines.azure import EXEC_MS, FAILED, JSON, NETWORK, SCHEMAS, query_values
 from servekit.errors import InvalidInput, OutOfMemory, RequestError, SettingError
 from servekit.exchange import RawRequest, RawResponse
@@ -100,7 +100,7 @@ def examples(model: Model) -> list[Example]:
     """Return requests that work for `model`: a row of zeros."""
     found = [Example("azure.health", {}, summary="Probe"), Example("azure.describe", {}, summary="Description")]
     if model.signature is not None:
-        found.append(Example("azure.score", {}, {"data": [_zeros(model.signature)]}, summary="One row"))
+        found.append(Example("azure.score", {}, {"data": [zero_row(model.signature)]}, summary="One row"))
     return found
 
 
@@ -311,8 +311,3 @@ def _rows_of_table(table: Mapping[str, Any]) -> list[Any]:
     if not fits or not all(isinstance(row, list) and len(row) == len(names) for row in rows):
         raise InvalidInput("A table needs columns, a list of names, and data, a list of rows with a value for each.")
     return [dict(zip(names, row, strict=True)) for row in rows]
-
-
-def _zeros(signature: Signature) -> Any:
-    row = zeros_of(signature)
-    return row if len(row) > 1 else next(iter(row.values()))

@@ -22,6 +22,7 @@ from servekit import ext
 from servekit.batcher import Result, beside
 from servekit.codecs import scoring
 from servekit.codecs.arrays import dump_json
+from servekit.codecs.instances import zeros_of
 from servekit.codecs.values import parse_json
 from servekit.desired import Entry
 from servekit.errors import (
@@ -37,7 +38,6 @@ from servekit.lean import PlainResponse
 from servekit.model import Model
 from servekit.openapi import Example
 from servekit.platforms import MLFLOW
-from servekit.spec import TensorSpec
 from servekit.stores import model_entry
 from servekit.tensors import row_count
 
@@ -158,9 +158,8 @@ def examples(model: Model) -> list[Example]:
     """Return a request of zeros for a model that says what it takes; none for text or encoded data, which no zero is."""
     if model.signature is None or any(spec.dtype == "bytes" for spec in model.signature.inputs):
         return []
-    row = {spec.name: _zeros(spec) for spec in model.signature.inputs}
-    target = {TARGET_MODEL: model.name}
-    return [Example("sagemaker.invocations", {}, {"instances": [row]}, headers=target, summary="A row of zeros, by name")]
+    body, target = {"instances": [zeros_of(model.signature)]}, {TARGET_MODEL: model.name}
+    return [Example("sagemaker.invocations", {}, body, headers=target, summary="A row of zeros, by name")]
 
 
 def render(error: Exception) -> Response:
@@ -264,11 +263,6 @@ def _as_model_error(response: Response) -> Response:
 def _require_attributes() -> None:
     if not _ATTRIBUTES.fullmatch(request.headers.get(ATTRIBUTES, "")):
         raise InvalidInput(f"{ATTRIBUTES} may hold 1024 visible characters of ASCII.")
-
-
-def _zeros(spec: TensorSpec) -> Any:
-    shape = [1 if size == -1 else size for size in spec.shape[1:]]
-    return np.full(shape, False if spec.dtype == "bool" else 0, object).tolist()
 
 
 def _described(entry: Entry) -> dict[str, str]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from servekit import ext
 from servekit.codecs.arrays import dump_json, load_json
 from servekit.codecs.compression import inflate
-from servekit.codecs.instances import columns_of, outputs_of, predictions_of, rows_of, zeros_of
+from servekit.codecs.instances import columns_of, outputs_of, predictions_of, rows_of, zero_row, zeros_of
 from servekit.desired import Entry
 from servekit.errors import InvalidInput, ModelNotFound, Overloaded, RequestError
 from servekit.lean import PlainResponse
@@ -333,13 +333,12 @@ def examples(model: Model) -> list[Example]:
         return []
     signature, name = model.signature, {"name": model.name}
     row = zeros_of(signature)
-    instance = next(iter(row.values())) if len(row) == 1 else row
     columns = {key: [value] for key, value in row.items()} if signature.is_batched else row
     found = [
         Example("tensorflow_serving.status", name, summary="Its versions"),
         Example("tensorflow_serving.status", {**name, "version": model.version}, summary="One version"),
         Example("tensorflow_serving.metadata", name, summary="Its inputs and outputs"),
-        Example("tensorflow_serving.predict", name, {"instances": [instance]}, summary="Rows"),
+        Example("tensorflow_serving.predict", name, {"instances": [zero_row(signature)]}, summary="Rows"),
         Example("tensorflow_serving.predict", {**name, "version": model.version}, {"inputs": columns}, summary="Columns"),
     ]
     features = {tensor.name: np.ravel(row[tensor.name]).tolist() for tensor in signature.inputs}

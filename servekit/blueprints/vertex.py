@@ -19,7 +19,7 @@ from werkzeug.exceptions import HTTPException
 
 from servekit import ext
 from servekit.codecs.arrays import dump_json, load_json
-from servekit.codecs.instances import predictions_of, rows_of, zeros_of
+from servekit.codecs.instances import predictions_of, rows_of, zero_row
 from servekit.codecs.values import decode_base64
 from servekit.errors import InvalidInput, OutOfMemory, RequestError, SettingError
 from servekit.lean import PlainResponse
@@ -113,7 +113,7 @@ def examples(model: Model) -> list[Example]:
     """Return requests that work for `model`: a row of zeros."""
     if model.signature is None:
         return []
-    body = {"instances": [_zeros(model.signature)]}
+    body = {"instances": [zero_row(model.signature)]}
     place = {"project": "p", "location": "l", "endpoint_id": "e"}
     return [
         Example("vertex.health", {}, summary="Probe"),
@@ -168,11 +168,6 @@ def _with_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _with_nulls(item) for name, item in value.items()}
     return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def _zeros(signature: Signature) -> Any:
-    row = zeros_of(signature)
-    return row if len(row) > 1 else next(iter(row.values()))
 
 
 def _dumped(value: Any) -> bytes:

@@ -80,6 +80,12 @@ def zeros_of(signature: Signature) -> dict[str, Any]:
     return {spec.name: _zeros(spec) for spec in signature.inputs}
 
 
+def zero_row(signature: Signature) -> Any:
+    """Return the same as an element of `instances`: the value of the only input, or an object of all."""
+    row = zeros_of(signature)
+    return row if len(row) > 1 else next(iter(row.values()))
+
+
 def bytes_as_json(item: bytes | str, is_text: bool = True) -> str | dict[str, str]:
     """Return bytes as text if they are meant as such and are UTF-8, else as `{"b64": ...}`."""
     if isinstance(item, str):
