@@ -12,7 +12,7 @@ PLATFORM = "servekit"  # of a version folder; Triton's own layout names others
 
 def describe_model(model: Model, versions: Sequence[str]) -> dict[str, Any]:
     """Return the metadata of `model`; one whose own code reads requests has neither inputs nor outputs to name."""
-    signature, config = model.signature, getattr(model, "config", None) or {}
+    signature, config = model.signature, model.config or {}
     described: dict[str, Any] = {"name": model.name, "versions": list(versions), "platform": config.get("platform", PLATFORM)}
     described["inputs"] = [] if signature is None else _tensors(signature.inputs, signature.is_batched)
     described["outputs"] = [] if signature is None else _tensors(signature.outputs, signature.is_batched)
@@ -28,8 +28,8 @@ def _tensors(specs: Sequence[TensorSpec], is_batched: bool) -> list[dict[str, An
 
 def describe_config(model: Model) -> dict[str, Any]:
     """Return the configuration of `model` as Triton writes it: the one of its folder, or one made from its signature."""
-    if config := getattr(model, "config", None):
-        return dict(config)
+    if model.config:
+        return dict(model.config)
     signature = model.signature
     is_batched = signature is None or signature.is_batched
     most = model.spec.max_batch_rows if signature is None or signature.max_rows is None else signature.max_rows
