@@ -5,15 +5,18 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, cast
 
+import numpy as np
 from flask import Flask, Response, current_app, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from servekit.config import Settings
-from servekit.errors import ModelNotFound, OutOfMemory, RequestError
+from servekit.errors import InvalidInput, ModelNotFound, OutOfMemory, RequestError
+from servekit.exchange import RawRequest, RawResponse
 from servekit.middleware import DEADLINE
 from servekit.model import Model
 from servekit.payload import MAX_PARTS, BodyInMemory, Payload
 from servekit.repository import Repository
+from servekit.signature import Signature
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +81,28 @@ def default_model() -> Model:
         there = ", ".join(names) or "none"
         raise ModelNotFound(f"One model should answer here, and there are: {there}; set SERVEKIT_DEFAULT_MODEL to one.")
     return repository().get(names[0])
+
+
+def signature_of(model: Model) -> Signature:
+    """Return what clients of `model` send and get; raise InvalidInput if its own code reads requests as they come."""
+    if model.signature is None:
+        raise InvalidInput("This model reads requests by code of its own; it is served at the addresses of its platform.")
+    return model.signature
+
+
+def ask(model: Model, path: str = "", accept: str = "") -> RawResponse:
+    """Let the own code of `model` answer the current request; `path` and `accept` take the place of the client's."""
+    row = np.empty(1, object)
+    row[0] = RawRequest(
+        request.get_data(cache=False),
+        request.headers.get("Content-Type", ""),
+        accept or request.headers.get("Accept", ""),
+        request.method,
+        request.query_string.decode("latin-1"),
+        path or request.path,
+        dict(request.headers),
+    )
+    return cast(RawResponse, model.predict({"request": row}, deadline())["response"][0])
 
 
 def deadline() -> float:

@@ -14,7 +14,6 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flask import Blueprint, Response, current_app, g, request
 from flask.blueprints import BlueprintSetupState
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
@@ -26,7 +25,7 @@ from servekit.codecs.arrays import dump_json, load_json
 from servekit.codecs.instances import columns_of, predictions_of, rows_of, zero_row
 from servekit.engines.azure import EXEC_MS, FAILED, JSON, NETWORK, SCHEMAS, query_values
 from servekit.errors import InvalidInput, OutOfMemory, RequestError, SettingError
-from servekit.exchange import RawRequest, RawResponse
+from servekit.exchange import RawResponse
 from servekit.lean import PlainResponse
 from servekit.logs import request_id
 from servekit.model import Model
@@ -67,7 +66,7 @@ def score() -> Response:
         return _message(HTTPStatus.OK, None)  # from a browser, before it sends: no script is asked
     model = ext.default_model()
     if model.signature is None:
-        return _written(_ask(model, request.path))
+        return _written(ext.ask(model))
     if request.method not in ("GET", "POST"):
         is_question = request.method == "OPTIONS"
         return _message(HTTPStatus.OK, None) if is_question else _message(HTTPStatus.METHOD_NOT_ALLOWED, "Method not allowed")
@@ -238,22 +237,6 @@ def _json(value: Any) -> Response:
 # A scoring script.
 
 
-def _ask(model: Model, path: str) -> RawResponse:
-    made = RawRequest(
-        request.get_data(cache=False),
-        request.headers.get("Content-Type", ""),
-        request.headers.get("Accept", ""),
-        request.method,
-        request.query_string.decode("latin-1"),
-        path,
-        dict(request.headers),
-    )
-    rows = np.empty(1, object)
-    rows[0] = made
-    answer: RawResponse = model.predict({"request": rows}, ext.deadline())["response"][0]
-    return answer
-
-
 def _written(made: RawResponse) -> Response:
     response = PlainResponse(made.body)
     response.status_code = made.status
@@ -268,7 +251,7 @@ def _schemas(model: Model) -> dict[str, Any]:
     """Return which versions of Swagger can describe `model`, and the schemas of its input and output."""
     signature = model.signature
     if signature is None and model.spec.network == NETWORK:
-        said: dict[str, Any] = json.loads(_ask(model, SCHEMAS).body)
+        said: dict[str, Any] = json.loads(ext.ask(model, SCHEMAS).body)
         return said
     if signature is None:
         return {"versions": swagger.VERSIONS, "input": {"type": "object"}, "output": {"type": "object"}}

@@ -113,18 +113,17 @@ def model_ready(name: str, version: str | None = None) -> dict[str, Any]:
 def infer(name: str, version: str | None = None) -> Response:
     """Answer by a model: JSON tensors, binary ones after the JSON, or one raw input; compressed if that is accepted."""
     model = find_model(name, version)
-    if model.signature is None:
-        raise InvalidInput(f"The model '{model.name}' reads requests by itself, in its own form; see its own address.")
+    signature = ext.signature_of(model)
     environ = request.environ
     body = request.get_data(cache=False)
     if encoding := environ.get("HTTP_CONTENT_ENCODING"):
         body = inflate(body, encoding, ext.settings().max_body_bytes)
-    asked = read_request(body, environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH"), model.name, model.signature)
+    asked = read_request(body, environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH"), model.name, signature)
     deadline, timeout = ext.deadline(), asked.parameters.timeout
     if timeout is not None:
         deadline = min(deadline, time.monotonic() + timeout)
     answers = model.predict(asked.tensors, deadline)
-    content, header_length = write_response(answers, asked, model.name, model.version, model.signature)
+    content, header_length = write_response(answers, asked, model.name, model.version, signature)
     return _answer(content, header_length, environ.get("HTTP_ACCEPT_ENCODING", ""))
 
 

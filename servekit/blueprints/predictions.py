@@ -45,10 +45,9 @@ def predictions(name: str, version: str | None = None) -> Response:
     if request.method not in ("POST", "PUT"):  # curl -T puts
         raise no_method()
     model = _model(name, version)
-    if model.signature is None:
-        raise InvalidInput("This model reads requests by code of its own; it is served at the addresses of its platform.")
-    tensors, are_instances = _inputs(_content(), model.signature)
-    answers = _answers(model.predict(tensors, ext.deadline()), model.signature)
+    signature = ext.signature_of(model)
+    tensors, are_instances = _inputs(_content(), signature)
+    answers = _answers(model.predict(tensors, ext.deadline()), signature)
     return _json({"predictions": answers} if are_instances else answers[0])
 
 

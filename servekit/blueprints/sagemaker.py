@@ -13,7 +13,6 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flask import Blueprint, Response, request
 from werkzeug.exceptions import HTTPException
 
@@ -33,7 +32,6 @@ from servekit.errors import (
     RequestError,
     WorkersFailed,
 )
-from servekit.exchange import RawRequest, RawResponse
 from servekit.lean import PlainResponse
 from servekit.model import Model
 from servekit.openapi import Example
@@ -215,17 +213,7 @@ def _beside_if(is_large: bool, step: Callable[[], Result]) -> Result:
 
 def _pass_on(model: Model, accept: str) -> Response:
     """Let the model's own code read the request."""
-    rows = np.empty(1, object)
-    rows[0] = RawRequest(
-        request.get_data(cache=False),
-        request.headers.get("Content-Type", ""),
-        accept,
-        request.method,
-        request.query_string.decode("latin-1"),
-        request.path,
-        dict(request.headers.items()),
-    )
-    answer: RawResponse = model.predict({"request": rows}, ext.deadline())["response"][0]
+    answer = ext.ask(model, accept=accept)
     response = _response(answer.body, answer.content_type, answer.status)
     for name, value in answer.headers.items():
         if _HEADER.fullmatch(f"{name}: {value}") and name.lower() not in _FRAMING:

@@ -111,7 +111,7 @@ def status(name: str, version: str | None = None) -> Response:
 def metadata(name: str, version: str | None = None) -> Response:
     """Answer the inputs and outputs as a `signature_def`."""
     model = _model(name, version)
-    signature = _signature(model)
+    signature = ext.signature_of(model)
     definition = {
         "inputs": {tensor.name: _tensor_info(tensor, signature) for tensor in signature.inputs},
         "outputs": {tensor.name: _tensor_info(tensor, signature) for tensor in signature.outputs},
@@ -129,7 +129,7 @@ def predict(name: str, version: str | None = None) -> Response:
     many wait, 504 past the deadline.
     """
     model = _model(name, version)
-    signature = _signature(model)
+    signature = ext.signature_of(model)
     document = _document('Serving signature name: "{}" not found in signature def')
     if "instances" not in document:
         if "inputs" not in document:
@@ -147,7 +147,7 @@ def predict(name: str, version: str | None = None) -> Response:
 def classify(name: str, version: str | None = None) -> Response:
     """Answer `{"examples": [{"input": value}]}` by `{"results": [[[label, score], ...]]}`, of a model with labels."""
     model = _model(name, version)
-    signature = _signature(model)
+    signature = ext.signature_of(model)
     output = next((tensor.name for tensor in signature.outputs if signature.labels.get(tensor.name)), None)
     if output is None:
         raise InvalidInput(f"Expected classification signature method_name to be {_CLASSIFY}. Was: {_PREDICT}")
@@ -162,7 +162,7 @@ def classify(name: str, version: str | None = None) -> Response:
 def regress(name: str, version: str | None = None) -> Response:
     """Answer `{"examples": [{"input": value}]}` by `{"results": [number]}`, of a model that gives one number a row."""
     model = _model(name, version)
-    signature = _signature(model)
+    signature = ext.signature_of(model)
     if not _is_regression(signature):
         raise InvalidInput(f"Expected regression signature method_name to be {_REGRESS}. Was: {_PREDICT}")
     numbers = model.predict(_examples(signature), ext.deadline())[signature.outputs[0].name]
@@ -221,12 +221,6 @@ def _model(name: str, version: str | None = None) -> Model:
     except ModelNotFound:
         asked = f"Latest({name})" if version is None else f"Specific({name}, {version})"
         raise ModelNotFound(f"Servable not found for request: {asked}") from None
-
-
-def _signature(model: Model) -> Signature:
-    if model.signature is None:
-        raise InvalidInput("This model reads requests by code of its own; it is served at the addresses of its platform.")
-    return model.signature
 
 
 def _document(no_signature: str) -> dict[str, Any]:

@@ -129,9 +129,7 @@ def examples(model: Model) -> list[Example]:
 def _predictions(body: bytes, kind: str) -> list[Any]:
     """Return a prediction for each instance in `body`, whose content type is `kind`; raise as Model.predict does."""
     model = ext.default_model()
-    signature = model.signature
-    if signature is None:
-        raise InvalidInput("This model reads requests itself; it does not answer at this address.")
+    signature = ext.signature_of(model)
     answer = model.predict(_tensors(body, kind.lower(), signature), ext.deadline())
     predictions = predictions_of(answer, signature)
     is_finite = all(array.dtype.kind != "f" or np.isfinite(array).all() for array in answer.values())
