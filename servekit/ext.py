@@ -1,12 +1,13 @@
 """The one seam to Flask: where views find the models, the deadline and what a client sent, and how errors look."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from http import HTTPStatus
 from typing import Any, cast
 
 import numpy as np
-from flask import Flask, Response, current_app, jsonify, request
+from flask import Blueprint, Flask, Response, current_app, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from servekit.config import Settings
@@ -19,6 +20,8 @@ from servekit.repository import Repository
 from servekit.signature import Signature
 
 log = logging.getLogger(__name__)
+
+Write = Callable[[str, int], Response]  # from the sentence of an error and its status
 
 _KEY, _SETTINGS, _DRESSES = "servekit", "servekit.settings", "servekit.dresses"
 _SENTENCES = {
@@ -34,19 +37,17 @@ def init_app(app: Flask, settings: Settings, repository: Repository) -> None:
     app.request_class = BodyInMemory
     app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = settings.max_body_bytes
     app.config["MAX_FORM_PARTS"] = MAX_PARTS
-    renderers: dict[type[Exception], Callable[[Any], Response]] = {
-        RequestError: _render,
-        HTTPException: _render_http,
-        MemoryError: _render_out_of_memory,
-        Exception: _render_unexpected,
-    }
-    for kind, render in renderers.items():
-        app.register_error_handler(kind, _dressed(render))
+    app.register_error_handler(Exception, _dressed(partial(_answer, error_response)))
 
 
 def dress(app: Flask, port: str, render: Callable[[Exception], Response]) -> None:
     """Let `render` write every error of the requests that come in on `port`, which has a contract of its own."""
     app.extensions[_DRESSES][port] = render
+
+
+def dress_blueprint(blueprint: Blueprint, write: Write) -> None:
+    """Let `write` make the answer to every error of `blueprint`, whose contract has a form of its own."""
+    blueprint.register_error_handler(Exception, partial(_answer, write))
 
 
 def repository() -> Repository:
@@ -132,30 +133,33 @@ def _dressed(render: Callable[[Any], Response]) -> Callable[[Any], Response]:
     return answer
 
 
-def _render(error: RequestError) -> Response:
-    return error_response(str(error), error.status, error.retry_after)
+def _answer(write: Write, error: Exception) -> Response:
+    message, status, headers = _told(error)
+    response = write(message, status)
+    for name, value in headers:
+        response.headers[name] = value
+    return response
 
 
-def _render_http(error: HTTPException) -> Response:
-    """Answer an error that Flask or Werkzeug raised, with its headers (Allow, for one) but in our form."""
+def _told(error: Exception) -> tuple[str, int, Sequence[tuple[str, str]]]:
+    """Return the sentence, the status and the headers that a client is told of `error`; the log is told the rest."""
+    if isinstance(error, RequestError):
+        return str(error), error.status, [] if error.retry_after is None else [("Retry-After", str(error.retry_after))]
+    if isinstance(error, HTTPException):
+        return _told_of_http(error)
+    if isinstance(error, MemoryError):
+        log.error("There was no memory for a request: %s", error)
+        return _told(OutOfMemory("The server is short of memory; send less at once, or try again later."))
+    log.error("A request failed unexpectedly", exc_info=error)
+    message = "The server failed; its log says why, under the X-Request-Id of this answer."
+    return message, HTTPStatus.INTERNAL_SERVER_ERROR, []
+
+
+def _told_of_http(error: HTTPException) -> tuple[str, int, Sequence[tuple[str, str]]]:
+    """Return what Flask or Werkzeug has raised in our words, with its headers (Allow, for one)."""
     status = HTTPStatus(error.code or HTTPStatus.INTERNAL_SERVER_ERROR)
     message = _SENTENCES.get(status, f"{status.phrase}.")
     if status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         limit = current_app.config["MAX_CONTENT_LENGTH"]
         message = f"The request is too large; at most {limit} bytes and {MAX_PARTS} files or fields are read."
-    response = error_response(message, status)
-    for name, value in error.get_headers(request.environ):
-        if name != "Content-Type":
-            response.headers[name] = value
-    return response
-
-
-def _render_out_of_memory(error: MemoryError) -> Response:
-    log.error("There was no memory for a request: %s", error)
-    return _render(OutOfMemory("The server is short of memory; send less at once, or try again later."))
-
-
-def _render_unexpected(error: Exception) -> Response:
-    log.error("A request failed unexpectedly", exc_info=error)
-    message = "The server failed; its log says why, under the X-Request-Id of this answer."
-    return error_response(message, HTTPStatus.INTERNAL_SERVER_ERROR)
+    return message, status, [(name, value) for name, value in error.get_headers(request.environ) if name != "Content-Type"]

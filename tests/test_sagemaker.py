@@ -192,7 +192,8 @@ def test_a_bug_of_a_model_stays_in_the_log(tmp_path: Path) -> None:
     write_regressor(tmp_path, networks.Hungry(), "hungry")
     client = client_of(tmp_path, default_model="faulty")
     answer = ask(client, "[1]")
-    assert (answer.status_code, answer.get_json()) == (500, {"error": "The server failed; its log says why.", "code": 500})
+    message = "The server failed; its log says why, under the X-Request-Id of this answer."
+    assert (answer.status_code, answer.get_json()) == (500, {"error": message, "code": 500})
     assert ask(client, "[1]", **{TARGET_MODEL: "hungry"}).status_code == 503
 
 

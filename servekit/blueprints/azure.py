@@ -4,7 +4,6 @@ What it stands in for is azureml-inference-server-http 1.5; docs/azure.md lists 
 """
 
 import json
-import logging
 import os
 import re
 import time
@@ -24,7 +23,7 @@ from servekit.codecs import swagger
 from servekit.codecs.arrays import dump_json, load_json
 from servekit.codecs.instances import columns_of, predictions_of, rows_of, zero_row
 from servekit.engines.azure import EXEC_MS, FAILED, JSON, NETWORK, SCHEMAS, query_values
-from servekit.errors import InvalidInput, OutOfMemory, RequestError, SettingError
+from servekit.errors import InvalidInput, SettingError
 from servekit.exchange import RawResponse
 from servekit.lean import PlainResponse
 from servekit.logs import request_id
@@ -39,10 +38,7 @@ route = partial(bp.route, strict_slashes=False, merge_slashes=False, provide_aut
 
 MAX_ID = 100  # characters of an id that a client gives
 
-log = logging.getLogger(__name__)
-
 _KEY = "servekit.azure"
-_INTERNAL = "An unexpected internal error occurred. Check the logs for more info."
 _FIELD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t -~\x80-\xff]*")  # RFC 9110, sections 5.1 and 5.5
 # the server's own
 _FRAMING = frozenset(("content-length", "transfer-encoding", "connection", "date", "server", "x-request-id"))
@@ -185,16 +181,9 @@ def _allow_origin(response: Response, origins: list[str]) -> None:
 # Errors.
 
 
-@bp.errorhandler(RequestError)
-def render(error: RequestError) -> Response:
-    """Write an error as `{"message": ...}`."""
-    response = _message(error.status, str(error))
-    if error.retry_after is not None:
-        response.headers["Retry-After"] = str(error.retry_after)
-    return response
+ext.dress_blueprint(bp, lambda message, status: _message(status, message))
 
 
-@bp.errorhandler(HTTPException)
 @bp.app_errorhandler(NotFound)  # addresses that do not exist belong to no blueprint
 @bp.app_errorhandler(MethodNotAllowed)
 def _render_http(error: HTTPException) -> Response:
@@ -203,18 +192,6 @@ def _render_http(error: HTTPException) -> Response:
         if name != "Content-Type":
             response.headers[name] = value
     return response
-
-
-@bp.errorhandler(MemoryError)
-def _render_out_of_memory(error: MemoryError) -> Response:
-    log.error("There was no memory for a request: %s", error)
-    return render(OutOfMemory("The server is short of memory; send less at once, or try again later."))
-
-
-@bp.errorhandler(Exception)
-def _render_unexpected(error: Exception) -> Response:
-    log.error("A request failed unexpectedly", exc_info=error)
-    return _message(HTTPStatus.INTERNAL_SERVER_ERROR, _INTERNAL)
 
 
 def _message(status: int, text: str | None) -> Response:

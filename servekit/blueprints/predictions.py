@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from flask import Blueprint, Response, request
 from numpy.typing import NDArray
-from werkzeug.exceptions import RequestEntityTooLarge
 
 from servekit import ext
 from servekit.codecs.arrays import dump_json, load_json
 from servekit.codecs.instances import predictions_of, rows_of, zeros_of
-from servekit.errors import InvalidInput, ModelNotFound, PayloadTooLarge, RequestError, VersionNotFound
+from servekit.errors import InvalidInput, ModelNotFound, VersionNotFound
 from servekit.lean import PlainResponse
 from servekit.model import Model
 from servekit.openapi import Example
@@ -111,24 +110,24 @@ def _json(value: Any, code: int = HTTPStatus.OK) -> Response:
 # Errors, in TorchServe's form.
 
 
-@bp.errorhandler(RequestError)
-def render(error: RequestError) -> Response:
-    """Answer an error as `{"code", "type", "message"}`."""
-    kind = error.kind if isinstance(error, Refusal) else _KINDS.get(error.status, "InternalServerException")
-    response = _json({"code": int(error.status), "type": kind, "message": str(error)}, error.status)
-    if error.retry_after is not None:
-        response.headers["Retry-After"] = str(error.retry_after)
-    return response
+@bp.errorhandler(Refusal)
+def render(error: Refusal) -> Response:
+    """Write an error that TorchServe has a kind for."""
+    return _refusal(error.kind, str(error), error.status)
 
 
-@bp.errorhandler(RequestEntityTooLarge)
-def render_too_large(error: RequestEntityTooLarge) -> Response:
-    """Answer a body over the limit."""
-    limit = ext.settings().max_body_bytes
-    return render(PayloadTooLarge(f"The request is too large; at most {limit} bytes are read."))
+def write_error(message: str, status: int) -> Response:
+    """Write any other error as `{"code", "type", "message"}`."""
+    return _refusal(_KINDS.get(status, "InternalServerException"), message, status)
 
 
-_KINDS = {
+def _refusal(kind: str, message: str, status: int) -> Response:
+    return _json({"code": int(status), "type": kind, "message": message}, status)
+
+
+ext.dress_blueprint(bp, write_error)
+
+_KINDS: dict[int, str] = {
     **{status: kind for kind, status in reversed(list(STATUSES.items()))},
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "BadRequestException",
 }

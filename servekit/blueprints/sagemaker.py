@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from flask import Blueprint, Response, request
-from werkzeug.exceptions import HTTPException
 
 import servekit
 from servekit import ext
@@ -29,7 +28,6 @@ from servekit.errors import (
     ModelLoadError,
     ModelNotFound,
     OutOfMemory,
-    RequestError,
     WorkersFailed,
 )
 from servekit.lean import PlainResponse
@@ -160,33 +158,14 @@ def examples(model: Model) -> list[Example]:
     return [Example("sagemaker.invocations", {}, body, headers=target, summary="A row of zeros, by name")]
 
 
-def render(error: Exception) -> Response:
-    """Answer an error as a container does, `{"error", "code"}`, or as MLflow's clients or AWS' client know it."""
-    response = _rendered(error)
+def write_error(message: str, status: int) -> Response:
+    """Write an error as a container does, `{"error", "code"}`, or as MLflow's clients or AWS' client know it."""
+    response = _error(message, status)
     return _as_model_error(response) if "endpoint" in (request.view_args or {}) else response
 
 
-def _rendered(error: Exception) -> Response:
-    if isinstance(error, RequestError):
-        response = _error(str(error), error.status)
-        if error.retry_after is not None:
-            response.headers["Retry-After"] = str(error.retry_after)
-        return response
-    if isinstance(error, MemoryError):
-        log.error("There was no memory for a request: %s", error)
-        return _error("The server is short of memory; send less at once, or try again later.", HTTPStatus.SERVICE_UNAVAILABLE)
-    if isinstance(error, HTTPException):
-        status = HTTPStatus(error.code or HTTPStatus.INTERNAL_SERVER_ERROR)
-        if status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-            return _error(f"The body is too large; at most {ext.settings().max_body_bytes} bytes are read.", status)
-        return _error(f"{status.phrase}.", status)
-    log.error("A request failed unexpectedly", exc_info=error)
-    return _error("The server failed; its log says why.", HTTPStatus.INTERNAL_SERVER_ERROR)
-
-
 for _blueprint in (bp, multi_model, mlflow):
-    for _kind in (RequestError, HTTPException, MemoryError, Exception):
-        _blueprint.register_error_handler(_kind, render)
+    ext.dress_blueprint(_blueprint, write_error)
 
 
 def _invoke(model: Model) -> Response:

@@ -4,24 +4,21 @@ Source: Vertex AI's "Custom container requirements for prediction".
 """
 
 import base64
-import logging
 import os
 import re
 from collections.abc import Mapping
 from functools import partial
-from http import HTTPStatus
 from typing import Any
 
 import numpy as np
 from flask import Blueprint, Response, request
 from flask.blueprints import BlueprintSetupState
-from werkzeug.exceptions import HTTPException
 
 from servekit import ext
 from servekit.codecs.arrays import dump_json, load_json
 from servekit.codecs.instances import predictions_of, rows_of, zero_row
 from servekit.codecs.values import decode_base64
-from servekit.errors import InvalidInput, OutOfMemory, RequestError, SettingError
+from servekit.errors import InvalidInput, SettingError
 from servekit.lean import PlainResponse
 from servekit.model import Model
 from servekit.openapi import Example
@@ -32,8 +29,6 @@ bp = Blueprint("vertex", __name__)
 route = partial(bp.route, strict_slashes=False, merge_slashes=False)
 
 JSON = "application/json"
-
-log = logging.getLogger(__name__)
 
 _PATH = re.compile(r"/[A-Za-z0-9._~:/@!$&'()*+,;=-]*")  # of RFC 3986's path, what stands for itself
 _RAW = ("image/", "application/octet-stream")
@@ -179,34 +174,11 @@ def _json(value: Any) -> Response:
 # Errors, as Google's clients read them.
 
 
-@bp.errorhandler(RequestError)
-def render(error: RequestError) -> Response:
+def write_error(message: str, status: int) -> Response:
     """Write an error as `{"error": {"code", "message", "status"}}`."""
-    response = _error(error.status, str(error))
-    if error.retry_after is not None:
-        response.headers["Retry-After"] = str(error.retry_after)
-    return response
-
-
-@bp.errorhandler(HTTPException)
-def _render_http(error: HTTPException) -> Response:
-    return _error(error.code or HTTPStatus.INTERNAL_SERVER_ERROR, error.description or "")
-
-
-@bp.errorhandler(MemoryError)
-def _render_out_of_memory(error: MemoryError) -> Response:
-    log.error("There was no memory for a request: %s", error)
-    return render(OutOfMemory("The server is short of memory; send less at once, or try again later."))
-
-
-@bp.errorhandler(Exception)
-def _render_unexpected(error: Exception) -> Response:
-    log.error("A request failed unexpectedly", exc_info=error)
-    message = "The server failed; its log says why, under the X-Request-Id of this answer."
-    return _error(HTTPStatus.INTERNAL_SERVER_ERROR, message)
-
-
-def _error(status: int, message: str) -> Response:
     response = _json({"error": {"code": int(status), "message": message, "status": _CODES.get(int(status), "UNKNOWN")}})
     response.status_code = int(status)
     return response
+
+
+ext.dress_blueprint(bp, write_error)
