@@ -70,7 +70,10 @@ def test_a_load_may_bring_another_configuration(client: FlaskClient) -> None:
     assert load(json.dumps(config)).status_code == 200
     assert client.get("/v2/models/simple/config").json["max_batch_size"] == 16
     assert client.post(INFER, **tensors(16)).status_code == 200
-    assert load("no JSON").status_code in (400, 500)
+    for none in ("no JSON", "[]", '{"max_batch_size": "many"}', '{"max_batch_sise": 1}'):
+        answer = load(none)
+        assert answer.status_code == 400 and answer.json["error"].startswith("The config cannot be read; send Triton's Model")
+    assert load(json.dumps(config | {"backend": "other"})).status_code == 500
     assert client.post(INFER, **tensors(16)).status_code == 200  # what was served goes on
     assert load(None).status_code == 200
     assert client.post(INFER, **tensors(16)).status_code == 400

@@ -32,6 +32,7 @@ from servekit.follow import Poller
 from servekit.loading import load_entry
 from servekit.model import Model
 from servekit.repository import Repository
+from servekit.serving.index import list_models
 from servekit.spec import scan
 from servekit.state import State
 from servekit.stores import entries_in, entries_of, listing
@@ -512,9 +513,13 @@ def test_an_ensemble_is_as_ready_as_its_members(store: Path, tmp_path: Path) -> 
         repository.require_ready()
     with pytest.raises(NotReady):
         repository.get("digits").predict({"IMAGE": bytes_tensor([b""])}, soon())
+    (row,) = list_models(repository, Settings(model_store=folder), only_ready=False)[:1]
+    assert row["state"] == "UNAVAILABLE" and row["reason"] == "This ensemble needs the model mnist, which is not loaded."
+    assert [row["name"] for row in list_models(repository, Settings(model_store=folder), only_ready=True)] == ["prepare"]
     (tmp_path / "mnist").rename(folder / "mnist")
     Poller(repository, folder).look()
     repository.require_ready()
+    assert {row["state"] for row in list_models(repository, Settings(model_store=folder), only_ready=False)} == {"READY"}
     assert isinstance(repository.get("digits"), Ensemble)
 
 

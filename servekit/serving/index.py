@@ -1,14 +1,18 @@
 """The model repository extension of the Open Inference Protocol: what there is, and its coming and going."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from servekit.codecs.values import parse_json
 from servekit.config import Settings
 from servekit.desired import Entry
-from servekit.errors import InvalidInput
+from servekit.errors import InvalidInput, ModelLoadError, NotReady
+from servekit.model import Model
 from servekit.repository import Repository
 from servekit.stores import entries_in, listing
+
+log = logging.getLogger(__name__)
 
 READY, UNAVAILABLE = "READY", "UNAVAILABLE"
 
@@ -24,7 +28,7 @@ def read_parameters(body: bytes) -> dict[str, Any]:
 def list_models(repository: Repository, settings: Settings, only_ready: bool) -> list[dict[str, str]]:
     """Return a row for each version that is registered, or lies in the store and could be loaded."""
     rows = []
-    loaded = {(model.name, model.version) for model in repository.models}
+    loaded = {(model.name, model.version): model for model in repository.models}
     errors = {key for worker in repository.workers() for key in worker.errors}
     registered = {entry.key for entry in repository.desired().entries()}
     stored = {(name, version) for name, versions in listing(settings.model_store).items() for version in versions}
@@ -34,6 +38,8 @@ def list_models(repository: Repository, settings: Settings, only_ready: bool) ->
             row |= {"state": UNAVAILABLE, "reason": "unloaded"}
             if f"{name}/{version}" in errors:
                 row["reason"] = "it could not be loaded; the log of the server says why"
+        elif reason := _not_ready(loaded[name, version]):
+            row |= {"state": UNAVAILABLE, "reason": reason}
         if row["state"] == READY or not only_ready:
             rows.append(row)
     return rows
@@ -53,7 +59,29 @@ def entries_to_load(parameters: Mapping[str, Any], settings: Settings, name: str
     entries = entries_in(settings.model_store, name, workers=workers, config=config)
     if config and any(entry.format != "triton" for entry in entries):
         raise InvalidInput("That model is configured by its model.json alone; load it without config.")
+    if config:
+        _require_readable(settings, name, config)
     return entries
+
+
+def _require_readable(settings: Settings, name: str, config: str) -> None:
+    """Raise InvalidInput for a configuration that is none: the client's mistake, not the model's."""
+    from servekit.triton.config import read_config  # protobuf is not for those who send none
+
+    try:
+        read_config(settings.model_store / name, config)
+    except ModelLoadError as error:
+        log.warning("%s was not loaded: %s", name, error)
+        raise InvalidInput("The config cannot be read; send Triton's ModelConfig as JSON, with its fields and no others.") from None
+
+
+def _not_ready(model: Model) -> str:
+    """Return why a loaded model cannot answer now, as an ensemble without one of its members; "" if it can."""
+    try:
+        model.require_ready()
+    except NotReady as error:
+        return str(error)
+    return ""
 
 
 def unload(repository: Repository, name: str) -> None:
