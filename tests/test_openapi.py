@@ -78,6 +78,7 @@ def test_every_route_of_the_server_is_described(app: Flask, document: dict[str, 
     for path in set(rules) - set(document["paths"]) - {"/openapi.json", "/docs", "/docs/{asset}"}:
         about = app.view_functions[rules[path].endpoint].__doc__ or ""
         assert about.startswith("Refuse") or "PATCH" in rules[path].methods, path
+    assert "/v1/models/{name}:explain" not in document["paths"]
     for path, item in document["paths"].items():
         for operation in item.values():
             assert operation["summary"], path
@@ -161,6 +162,7 @@ def names_of_examples(document: dict[str, Any]) -> set[str]:
 def test_the_page_asks_no_other_host(app: Flask) -> None:
     answer = app.test_client().get("/docs")
     assert answer.content_type == "text/html; charset=utf-8"
+    assert "Date" not in answer.headers  # the worker sets it
     assert "//" not in answer.text
     assert not re.search(r"<script(?![^>]* src=)|<style| on\w+=| style=", answer.text)
     policy = dict(part.strip().split(" ", 1) for part in answer.headers["Content-Security-Policy"].split(";"))

@@ -96,6 +96,7 @@ def _answer(asset: Asset, caching: str) -> Response:
     response.headers["Cache-Control"] = caching
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.make_conditional(request)
+    del response.headers["Date"]  # which make_conditional sets, and every worker, too
     return response
 
 

@@ -171,7 +171,7 @@ def regress(name: str, version: str | None = None) -> Response:
 
 @_route("/v1/models/<name>:explain", methods=["POST"])
 def explain(name: str) -> Response:
-    """Answer 501, as KServe does for a model without an explainer."""
+    """Refuse, as KServe does for a model without an explainer: 501."""
     _model(name)
     return ext.error_response(_NO_EXPLAINER, HTTPStatus.NOT_IMPLEMENTED)
 
