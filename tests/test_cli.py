@@ -600,8 +600,36 @@ def test_an_archive_that_the_command_makes_is_fine(tmp_path: Path) -> None:
 
 
 def test_what_is_neither_archive_nor_version_is_refused_by_the_check(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match="It is neither a model archive nor a version folder with a model.json."):
+    with pytest.raises(ModelLoadError, match="neither a model archive nor .* nor a version folder with a model.json."):
         check_at(tmp_path, tmp_path / "temporary", load=Loaded())
+
+
+def test_the_check_of_a_folder_around_a_model_says_what_to_check(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.pbtxt").write_text('backend: "onnxruntime"')
+    for folder, said in (
+        (store / "linear", f"It holds versions; check one of them: {store}/linear/1."),
+        (store, "It is a model store; check one of its models: linear."),
+        (tmp_path, "It has a config.pbtxt and no version; put the model's file into a folder called 1."),
+    ):
+        with pytest.raises(ModelLoadError) as caught:
+            check_at(folder, tmp_path / "temporary", load=Loaded())
+        assert str(caught.value) == said
+
+
+def test_a_folder_of_sagemaker_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "model" / "code" / "inference.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("def model_fn(model_dir): return 3")
+    assert main(["check", str(tmp_path / "model")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/model is fine: model, version 1, handler inference.py.\n"
+    assert main(["check", str(tmp_path / "x" / ".." / "model")]) == 1  # there is no x
+    (tmp_path / "x").mkdir()
+    assert main(["check", str(tmp_path / "x" / ".." / "model")]) == 0
+    capsys.readouterr()
+    file.write_text("def model_fn(model_dir): return nothing")
+    assert main(["check", str(tmp_path / "model")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"{tmp_path}/model: The model model cannot be loaded: NameError") and "code/inference.py" in said
 
 
 def failure_in(folder: Path, code: str) -> Exception:

@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     models.set_defaults(run=_models)
 
     check = commands.add_parser("check", help="load an archive outside the server and say what is wrong with it")
-    check.add_argument("archive", type=Path, help="an archive, or a folder of one, or a version folder of a model store")
+    check.add_argument("archive", type=Path, help="an archive, or a folder with a model: see docs/cli.md")
     check.add_argument("--install", action="store_true", help="install the archive's requirements into a temporary folder")
     check.set_defaults(run=_check)
     return command

@@ -1,4 +1,4 @@
-"""`servekit check`: load an archive, or a version folder, as a server would, and say what is wrong with it."""
+"""`servekit check`: load an archive, or a folder with a model, as a server would, and say what is wrong with it."""
 
 import contextlib
 import os
@@ -17,8 +17,9 @@ from servekit.desired import Entry
 from servekit.errors import ModelLoadError, ModelNotFound, ServekitError
 from servekit.loading import load_entry
 from servekit.model import Model
-from servekit.spec import FILE_NAME, read_spec
-from servekit.stores import entries_in
+from servekit.platforms import SAGEMAKER, program_of
+from servekit.spec import FILE_NAME, TRITON_CONFIG, read_spec, scan
+from servekit.stores import entries_in, model_entry
 from servekit.torchserve.entries import Loader
 from servekit.torchserve.properties import Properties
 from servekit.torchserve.registration import Registration
@@ -62,15 +63,17 @@ def check_at(path: Path, temporary: Path, install: bool = False, load: Load = lo
         entry = stored[0]
     elif is_archive(path):
         entry = _unpacked(path.resolve(), temporary, install)
+    elif placed := model_entry(path.resolve().name, path):
+        entry = placed
     else:
-        raise ModelLoadError(f"It is neither a model archive nor a version folder with a {FILE_NAME}.")
+        raise ModelLoadError(_what_else(path))
     try:
         if entry.format == "triton":
             _load_with_members(entry, settings, load)
         else:
             load(entry, settings, Backlog(settings.max_waiting))
     except ModelLoadError as error:
-        if entry.format != "servekit" and isinstance(error.__cause__, ImportError):
+        if entry.format not in ("servekit", SAGEMAKER) and isinstance(error.__cause__, ImportError):
             if not install and (file := read_manifest(Path(entry.folder)).requirements_file):
                 raise ModelLoadError(f"{error} Its {file} may name it: try --install.") from error.__cause__
         raise
@@ -130,7 +133,22 @@ def _of_triton(path: Path) -> list[Entry]:
     return []
 
 
+def _what_else(path: Path) -> str:
+    """Return what to do about `path`, which is nothing that can be loaded."""
+    versions = sorted((int(each.parent.name), each.parent) for each in path.glob(f"*/{FILE_NAME}") if each.parent.name.isdecimal())
+    if versions:
+        return f"It holds versions; check one of them: {versions[-1][1]}."
+    if (path / TRITON_CONFIG).is_file():
+        return f"It has a {TRITON_CONFIG} and no version; put the model's file into a folder called 1."
+    if path.is_dir() and (names := list(scan(path, warns=False))):
+        return f"It is a model store; check one of its models: {', '.join(names)}."
+    return f"It is neither a model archive nor a model of Triton's layout nor a version folder with a {FILE_NAME}."
+
+
 def _handler_of(entry: Entry) -> str:
+    if entry.format == SAGEMAKER:
+        program = program_of(Path(entry.folder), os.environ)
+        return "of SageMaker's toolkit" if program is None else program.name
     if entry.format == "triton":
         return "servekit.handlers.tensors:TensorsHandler"
     return str(entry.options.get("handler") or read_spec(Path(entry.folder)).handler)

@@ -4,14 +4,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from servekit.errors import SettingError
-from servekit.platforms.base import AZURE, Platform, any_address, existing, positive
+from servekit.platforms.base import AZURE, Platform, any_address, existing, positive, require_named
 
 _ROOT = Path("/var/azureml-app")
 
 
 def azure(environ: Mapping[str, str]) -> Platform:
     """Return what Azure ML asks for."""
-    store = _store_in(existing(environ.get("AZUREML_MODEL_DIR", "")))
+    folder = environ.get("AZUREML_MODEL_DIR", "")
+    if scoring_script(environ) is None:  # to which alone it says something, if there is one
+        require_named(environ, "AZUREML_MODEL_DIR", folder)
+    store = _store_in(existing(folder))
     return Platform(AZURE, any_address(environ, "SERVER_PORT", "5001"), store, _workers(environ))
 
 

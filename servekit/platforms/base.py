@@ -36,6 +36,16 @@ def any_address(environ: Mapping[str, str], variable: str, default: str) -> str:
     return f"0.0.0.0:{port}"
 
 
+def require_named(environ: Mapping[str, str], variable: str, folder: str) -> None:
+    """Raise SettingError if `variable` is set and `folder`, where it puts the models, is none.
+
+    Else the models of another folder would be served, or it would be missed under another name. It says nothing where
+    servekit's own setting names the store.
+    """
+    if environ.get(variable) and "SERVEKIT_MODEL_STORE" not in environ and not Path(folder).is_dir():
+        raise SettingError(f"{variable} must name where the models are: there is no folder {folder}.")
+
+
 def existing(folder: str) -> Path | None:
     """Return `folder` if there is such a folder."""
     return Path(folder) if folder and Path(folder).is_dir() else None

@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from servekit.errors import SettingError
-from servekit.platforms.base import SAGEMAKER, Platform, any_address, existing
+from servekit.platforms.base import SAGEMAKER, Platform, any_address, existing, require_named
 
 _LOG_LEVELS = {"10": "debug", "20": "info", "30": "warning", "40": "error", "50": "critical"}  # of Python's logging
 
 
 def sagemaker(environ: Mapping[str, str]) -> Platform:
     """Return what SageMaker asks for."""
-    is_multi = is_multi_model(environ)
+    is_multi = _is_multi_model(environ)
+    if not is_multi:
+        require_named(environ, "SAGEMAKER_BASE_DIR", f"{environ.get('SAGEMAKER_BASE_DIR')}/model")
     models = "/opt/ml/models" if is_multi else f"{environ.get('SAGEMAKER_BASE_DIR') or '/opt/ml'}/model"
     seconds = _number(environ, "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS", _number(environ, "SAGEMAKER_MODEL_SERVER_TIMEOUT", 60))
     settings: dict[str, Any] = {"multi_model": is_multi, "deadline_seconds": float(seconds or 60)}
@@ -46,8 +48,9 @@ def format_of(folder: Path, environ: Mapping[str, str]) -> str:
 
 def program_of(folder: Path, environ: Mapping[str, str]) -> Path | None:
     """Return the file with the functions of a SageMaker model that lies in `folder`, if it brings one."""
-    path = folder / "code" / (environ.get("SAGEMAKER_PROGRAM") or "inference.py")
-    is_inside = ".." not in path.parts and path.is_relative_to(folder)
+    program = Path(environ.get("SAGEMAKER_PROGRAM") or "inference.py")
+    path = folder / "code" / program
+    is_inside = ".." not in program.parts and path.is_relative_to(folder)
     return path if is_inside and path.is_file() else None
 
 
@@ -59,13 +62,13 @@ def require_safe_ports(environ: Mapping[str, str], ports: Sequence[int]) -> None
     first, dash, last = text.partition("-")
     if not dash or not first.isdecimal() or not last.isdecimal() or not 0 < int(first) <= int(last) < 2**16:
         raise SettingError("SAGEMAKER_SAFE_PORT_RANGE must be two ports, such as 9000-9100.")
-    own = int(environ.get("SAGEMAKER_BIND_TO_PORT") or 8080)
+    own = _number(environ, "SAGEMAKER_BIND_TO_PORT", 8080)
     for port in ports:
         if port != own and not int(first) <= port <= int(last):
             raise SettingError(f"The port {port} lies outside of SAGEMAKER_SAFE_PORT_RANGE, {text}; choose another one.")
 
 
-def is_multi_model(environ: Mapping[str, str]) -> bool:
+def _is_multi_model(environ: Mapping[str, str]) -> bool:
     """Return True if SageMaker loads and unloads models by requests."""
     return environ.get("SAGEMAKER_MULTI_MODEL", "").lower() == "true"
 
