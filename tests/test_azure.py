@@ -4,6 +4,7 @@ tests/clients/test_azure.py.
 
 import base64
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Callable
@@ -40,6 +41,13 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
         return create_app(Settings(platform="azure", **(settings or {}))).test_client()
 
     return start
+
+
+def test_the_script_of_the_page_answers_as_the_page_says(serve: Serve) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "azure.md").read_text()
+    script = next(block.removeprefix("python\n") for block in page.split("```") if "def init()" in block)
+    body = re.search(r"-d '(.*?)' http", page)[1]  # type: ignore[index]
+    assert serve(script).post("/score", data=body).json == [6] and "answers `[6]` to" in page
 
 
 @pytest.fixture(scope="module")
@@ -460,6 +468,9 @@ def test_the_platforms_variables_are_read(tmp_path: Path) -> None:
     found = platform_of({"AZUREML_MODEL_DIR": str(tmp_path)})
     assert (found.bind, found.models, found.workers) == ("0.0.0.0:5001", tmp_path / "store", None)
     assert platform_of({"AZUREML_MODEL_DIR": str(tmp_path / "store")}).models == tmp_path / "store"
+    with pytest.raises(SettingError, match=f"AZUREML_MODEL_DIR must .*: there is no folder {tmp_path}/none."):
+        platform_of({"AZUREML_MODEL_DIR": f"{tmp_path}/none"})
+    assert platform_of({"AZUREML_MODEL_DIR": f"{tmp_path}/none", "SERVEKIT_MODEL_STORE": "/models"}).models is None
     (tmp_path / "score.py").write_text("")
     script = {"AML_APP_ROOT": str(tmp_path), "AZUREML_ENTRY_SCRIPT": "score.py", "SERVER_PORT": "5002"}
     assert (platform_of(script).workers, platform_of(script).bind) == (1, "0.0.0.0:5002")

@@ -76,6 +76,18 @@ def documented_routes(text: str) -> set[str]:
     return routes
 
 
+def test_a_picture_that_a_page_sends_is_named_there() -> None:
+    for name, text in DOCS.items():
+        assert "digit.png" not in text or "docs/images/seven.png" in text, name
+
+
+def test_servers_are_started_by_what_works_in_any_folder_and_trains_nothing_into_a_store() -> None:
+    blocks = [block for text in DOCS.values() for block in re.findall(r"```(?:ba)?sh\n(.*?)```", text, re.DOTALL)]
+    for line in (line for block in blocks for line in block.splitlines()):
+        assert not re.search(r" gunicorn( |$)", line), line
+        assert "SERVEKIT_MODEL_STORE" not in line or "make serve" not in line, line
+
+
 def test_links_lead_somewhere() -> None:
     for name, text in DOCS.items():
         for target in re.findall(r"\]\(([^)#]+)", text):

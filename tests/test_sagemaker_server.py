@@ -57,6 +57,7 @@ def test_without_its_variables_the_defaults_are_sagemakers() -> None:
         {"SAGEMAKER_BIND_TO_PORT": "none"},
         {"SAGEMAKER_MODEL_SERVER_WORKERS": "many"},
         {"SAGEMAKER_MAX_PAYLOAD_IN_MB": "-1"},
+        {"SAGEMAKER_BASE_DIR": "/nowhere"},
         {"SERVEKIT_MULTI_MODEL": "true"},
         {"SERVEKIT_MULTI_MODEL": "true", "SERVEKIT_PLATFORM": "vertex"},
     ],
