@@ -16,6 +16,7 @@ from servekit.exchange import RawRequest, RawResponse
 from servekit.middleware import DEADLINE
 from servekit.model import Model
 from servekit.payload import MAX_PARTS, BodyInMemory, Payload
+from servekit.platforms import AUTO, NONE
 from servekit.repository import Repository
 from servekit.signature import Signature
 
@@ -75,13 +76,32 @@ def default_model() -> Model:
 
     Raises as `Repository.get` does, and ModelNotFound if there are several.
     """
-    if name := settings().default_model:
-        return repository().get(name)
-    names = sorted(repository().desired().models)
+    return default_model_of(repository(), settings().default_model)
+
+
+def default_model_of(repository: Repository, name: str) -> Model:
+    """Return the model of `repository` called `name`, or the only one if that is ""; raise as `default_model` does."""
+    if name:
+        return repository.get(name)
+    names = sorted(repository.desired().models)
     if len(names) != 1:
         there = ", ".join(names) or "none"
         raise ModelNotFound(f"One model should answer here, and there are: {there}; set SERVEKIT_DEFAULT_MODEL to one.")
-    return repository().get(names[0])
+    return repository.get(names[0])
+
+
+def why_no_default(repository: Repository, settings: Settings) -> str:
+    """Return why no model answers at the addresses of a cloud, which name none; "" if one does or none has to."""
+    if settings.platform in (AUTO, NONE) or settings.multi_model:
+        return ""
+    try:
+        default_model_of(repository, settings.default_model)
+    except ModelNotFound as error:
+        chosen = settings.default_model
+        return f"SERVEKIT_DEFAULT_MODEL is {chosen}. {error}" if chosen else str(error)
+    except RequestError:
+        pass  # it may come
+    return ""
 
 
 def signature_of(model: Model) -> Signature:

@@ -215,15 +215,18 @@ def shared_state() -> State | None:
 def post_worker_init(worker: Worker) -> None:
     """Note that this worker has loaded its models; the last of the first ones announces the server."""
     assert _startup is not None and _state is not None
-    from servekit.ext import repository_of  # not in the master: they import Flask and numpy
+    from servekit.ext import repository_of, why_no_default  # not in the master: they import Flask and numpy
     from servekit.follow import start_following
 
     repository = repository_of(worker.wsgi)
-    start_following(repository, _state, Settings.from_environ(os.environ))
+    settings = Settings.from_environ(os.environ)
+    start_following(repository, _state, settings)
     models = repository.models
     had_started = _startup.has_started()
     if _startup.add_ready():
         log.info("%s", banner(worker.cfg, worker.sockets[0].getsockname(), models, _startup.workers))
+        if reason := why_no_default(repository, settings):
+            log.warning("The addresses of %s have no model to ask: %s", settings.platform, reason)
     elif had_started:
         log.info("A new worker is ready: %s", _listing(models))
 

@@ -1,5 +1,6 @@
 """SageMaker's and MLflow's contract, in process: their golden answers, and what hostile requests get."""
 
+import dataclasses
 import gc
 import io
 import json
@@ -18,7 +19,8 @@ from werkzeug.test import TestResponse
 from servekit.app import create_app
 from servekit.blueprints.sagemaker import ATTRIBUTES, TARGET_MODEL, examples
 from servekit.config import Settings
-from servekit.ext import repository_of
+from servekit.ext import repository_of, why_no_default
+from servekit.repository import Repository
 from servekit.spec import TensorSpec
 from tests import networks
 from tests.conftest import png
@@ -118,6 +120,19 @@ def test_the_default_answer_may_be_another(doubles: Path) -> None:
     client = client_of(doubles, default_model="double", default_accept="text/csv")
     assert ask(client, "1\n", "text/csv").data == ask(client, "1\n", "text/csv", Accept="*/*").data == b"2.0\n"
     assert ask(client, "1\n", "text/csv", Accept="application/json").data == b"[2.0]"
+
+
+def test_a_server_without_a_model_for_the_addresses_of_a_cloud_says_so_at_the_start(doubles: Path) -> None:
+    cloud = Settings(model_store=doubles, platform="sagemaker", engine="torch")
+    repository = Repository.load(cloud)
+    for name, reason in (
+        ("", "One model should answer here, and there are: double, two; set SERVEKIT_DEFAULT_MODEL to one."),
+        ("duoble", "SERVEKIT_DEFAULT_MODEL is duoble. That model is not loaded; the loaded ones: double, two."),
+        ("two", ""),
+    ):
+        assert why_no_default(repository, dataclasses.replace(cloud, default_model=name)) == reason
+    for elsewhere in ({"platform": "none"}, {"multi_model": True}):
+        assert why_no_default(repository, dataclasses.replace(cloud, **elsewhere)) == ""  # type: ignore[arg-type]
 
 
 def test_a_batch_has_as_many_lines_as_it_was_sent(client: FlaskClient) -> None:
