@@ -155,22 +155,27 @@ class Turns:
         future: Future[Result] = Future()
         context = contextvars.copy_context()  # its log lines are the request's
 
-        def run() -> None:
+        def run(future: Future[Result]) -> None:
             try:
                 future.set_result(context.run(function))
             except BaseException as error:  # noqa: B036 - raised again in the request
                 future.set_exception(error)
+            finally:
+                del future  # as below
             self._errands.put(request)
             self._wake()
 
         self._errands_now += 1
         try:
-            threading.Thread(target=run, name="servekit-errand", daemon=True).start()
+            threading.Thread(target=run, args=(future,), name="servekit-errand", daemon=True).start()
             while not future.done():
                 self._wait(request)
         finally:
             self._errands_now -= 1
-        return future.result()
+        try:
+            return future.result()
+        finally:
+            del future  # its error knows this frame: together they would keep what was read until garbage is collected
 
     @property
     def has_work(self) -> bool:

@@ -1,5 +1,6 @@
 """Batching by turn, without a server: requests are functions, a turn is a call."""
 
+import gc
 import math
 import threading
 import time
@@ -231,6 +232,33 @@ def test_what_fails_beside_the_loop_fails_in_the_request(turns: Turns, woken: th
         count = len(errors)
         turns.start(change)
         turn_until(turns, woken, lambda count=count: len(errors) > count)
+
+
+def test_what_fails_beside_the_loop_is_forgotten_with_its_answer(turns: Turns, woken: threading.Event) -> None:
+    kept: list[weakref.ref[np.ndarray]] = []
+
+    def fail() -> None:
+        read = np.zeros(1)
+        kept.append(weakref.ref(read))
+        raise LookupError("beside")
+
+    def change() -> None:
+        try:
+            room.beside(fail)
+        except LookupError:
+            done.append(True)
+
+    done: list[bool] = []
+    gc.disable()
+    try:
+        turns.start(change)
+        turn_until(turns, woken, lambda: done)
+        deadline = time.monotonic() + SOON
+        while kept[0]() is not None and time.monotonic() < deadline:  # its thread ends
+            time.sleep(0.001)
+        assert kept[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_there_is_a_bound_on_what_runs_beside_the_loop(turns: Turns, woken: threading.Event) -> None:
