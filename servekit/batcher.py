@@ -168,18 +168,24 @@ class Backlog:
         return self._rows
 
     def enter(self, rows: int) -> None:
-        """Take in a request of `rows` rows; raise Overloaded if too many wait already. A lone request always enters."""
+        """Take in a request of `rows` rows; raise Overloaded if too many wait already. A lone request always enters.
+
+        One that is larger than the limit leaves half of it to others, whose passes run between its own.
+        """
         with self._lock:
             if self._rows and self._rows + rows > self._max_rows:
                 error = Overloaded(FULL)
                 error.retry_after = max(1, math.ceil(self._rows * self._seconds_per_row))
                 raise error
-            self._rows += rows
+            self._rows += self._counted(rows)
 
     def leave(self, rows: int) -> None:
         """Let a request of `rows` rows go, answered or not."""
         with self._lock:
-            self._rows -= rows
+            self._rows -= self._counted(rows)
+
+    def _counted(self, rows: int) -> int:
+        return rows if rows <= self._max_rows else self._max_rows // 2
 
     def note_speed(self, rows: int, seconds: float) -> None:
         """Learn from a pass of `rows` rows how long those that wait will take."""

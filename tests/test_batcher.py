@@ -164,6 +164,19 @@ def test_the_time_to_try_again_follows_from_what_waits_and_how_fast_it_goes() ->
     backlog.enter(10)
 
 
+def test_a_request_that_is_larger_than_the_limit_leaves_room_for_others() -> None:
+    backlog = Backlog(100)
+    backlog.enter(1_000_000)
+    backlog.enter(50)
+    with pytest.raises(Overloaded):
+        backlog.enter(1)
+    backlog.leave(50)
+    with pytest.raises(Overloaded):
+        backlog.enter(101)  # two of them would take twice the memory
+    backlog.leave(1_000_000)
+    assert backlog.rows == 0
+
+
 def test_an_answer_that_its_client_does_not_take_is_bounded() -> None:
     parts = Parts()
     part = b"x" * (MAX_PARTS_BYTES // 4)
