@@ -80,3 +80,15 @@ def test_arrays_are_written_in_their_own_precision() -> None:
     assert dump_json({"x": np.array([0.1], np.float32)}) == b'{"x":[0.1]}'
     assert dump_json({"x": np.array([0.1, np.nan], np.float32)}) == b'{"x":[0.1,NaN]}'
     assert dump_json([np.array([2**63], np.uint64), np.array([True])]) == b"[[9223372036854775808],[true]]"
+
+
+def test_millions_of_values_are_read_in_pieces() -> None:
+    count = 3 * 2**16 + 1
+    for dtype in ("float32", "int32"):
+        assert array(list(range(count)), dtype).tolist() == list(range(count))
+    assert array([[1]] * count, "float32").shape == (count, 1)
+    assert array(["a"] * count, "object").shape == (count,)
+    with pytest.raises(InvalidInput, match="uneven"):
+        array([[1]] * count + [[1, 2]], "float32")
+    with pytest.raises(InvalidInput, match="numbers"):
+        array([1] * count + [None], "float32")

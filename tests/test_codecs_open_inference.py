@@ -276,6 +276,8 @@ LIES: dict[str, Any] = {
     "data that are no list": one(data=1),
     "data that are an object": one(data={"a": 1}),
     "a number for an id": {**one(), "id": 7},
+    "half a character for an id": {**one(), "id": "\ud800"},
+    "a number that no float can hold": one(data=[10**400, 2, 3, 4]),
     "a hundred thousand outputs": {**one(), "outputs": [{"name": "out"}] * 100_000},
     "lists nested 120 deep": ("[" * 120 + "]" * 120).encode(),
     "lists nested 250000 deep": ("[" * 250_000 + "]" * 250_000).encode(),

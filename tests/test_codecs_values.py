@@ -1,10 +1,11 @@
 import base64
 import math
 import resource
+import tracemalloc
 
 import pytest
 
-from servekit.codecs.values import MAX_JSON_DEPTH, decode_base64, finite, parse_json, parse_number
+from servekit.codecs.values import MAX_JSON_DEPTH, decode_base64, finite, parse_json, parse_number, require_shallow
 from servekit.errors import InvalidInput
 
 
@@ -74,3 +75,23 @@ def test_base64_is_decoded() -> None:
 def test_what_is_no_base64_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput, match="base64"):
         decode_base64(text)
+
+
+def test_brackets_in_strings_are_none_wherever_they_are() -> None:
+    deep = b"[" * (MAX_JSON_DEPTH + 1) + b"]" * (MAX_JSON_DEPTH + 1)
+    for before in range(2**16 - 5, 2**16 + 5):  # a string, and what is escaped in it, may begin at any byte of a piece
+        text = b" " * before + rb'["\\\"' + deep + rb'\\", "\"' + deep + b'"]'
+        assert len(parse_json(text)) == 2
+        with pytest.raises(InvalidInput, match="nested too deep"):
+            parse_json(text[:-1] + b", " + deep + b"]")
+
+
+def test_millions_of_strings_take_little_memory() -> None:
+    body = b"[" + b'"",' * 2**22 + b"[" * (MAX_JSON_DEPTH + 1) + b"]" * (MAX_JSON_DEPTH + 1) + b"]"
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidInput, match="nested too deep"):
+            require_shallow(body)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()

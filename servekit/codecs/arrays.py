@@ -7,7 +7,7 @@ do these functions. A number that only overflows is refused.
 import json
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from itertools import chain
 from typing import Any, NoReturn
@@ -37,6 +37,7 @@ else:
         return _dumps_with_constants(value)
 
 _MAX_AXES = 64  # of numpy
+_MOST_AT_ONCE = 2**16  # values, which take milliseconds
 _UNEVEN = "The lists are uneven: all lists at one depth must have the same length."
 
 
@@ -80,12 +81,50 @@ def to_array(value: Any, dtype: np.dtype[Any], takes_whole_floats: bool = False)
         raise InvalidInput(f"The values must be {_WORDS[dtype.kind]}.")
     try:
         if dtype.kind != "f" and float not in kinds:
-            return np.array(values, dtype).reshape(shape)
+            return _joined([np.array(part, dtype) for part in _pieces(values)], dtype).reshape(shape)
         # struct takes a third of the time that numpy takes for a list.
-        source = np.frombuffer(bytearray(struct.pack(f"{len(values)}d", *values)), np.float64)
-    except OverflowError:
+        packed = [struct.pack(f"{len(part)}d", *part) for part in _pieces(values)]
+        source = np.frombuffer(bytearray().join(packed), np.float64)
+    except (OverflowError, struct.error):  # the second of an integer that no float can hold
         raise InvalidInput(f"A value is too large for {dtype.name}.") from None
     return _narrowed(source, dtype).reshape(shape)
+
+
+def _pieces(values: list[Any]) -> Iterator[list[Any]]:
+    """Give `values` in pieces, between which other threads may run: what is done in C for millions would stop them all."""
+    if len(values) <= _MOST_AT_ONCE:
+        yield values
+        return
+    for start in range(0, len(values), _MOST_AT_ONCE):
+        yield values[start : start + _MOST_AT_ONCE]
+
+
+def _joined(arrays: list[NDArray[Any]], dtype: np.dtype[Any]) -> NDArray[Any]:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, dtype=dtype)
+
+
+def _kinds(level: list[Any]) -> set[type]:
+    kinds: set[type] = set()
+    for part in _pieces(level):
+        kinds.update(map(type, part))
+    return kinds
+
+
+def _sizes(level: list[list[Any]]) -> set[int]:
+    sizes: set[int] = set()
+    for part in _pieces(level):
+        sizes.update(map(len, part))
+    return sizes
+
+
+def _elements(level: list[list[Any]]) -> list[Any]:
+    """Return the elements of lists in one list; the only list is not copied."""
+    if len(level) == 1:
+        return level[0]
+    found: list[Any] = []
+    for part in _pieces(level):
+        found += chain.from_iterable(part)
+    return found
 
 
 def _flattened(value: Any) -> tuple[list[Any], set[type], tuple[int, ...]]:
@@ -95,12 +134,12 @@ def _flattened(value: Any) -> tuple[list[Any], set[type], tuple[int, ...]]:
     """
     level: list[Any] = [value]
     shape: list[int] = []
-    while (kinds := set(map(type, level))) == {list}:
-        sizes = set(map(len, level))
+    while (kinds := _kinds(level)) == {list}:
+        sizes = _sizes(level)
         if len(sizes) > 1:
             raise InvalidInput(_UNEVEN)
         shape += sizes
-        level = level[0] if len(level) == 1 else list(chain.from_iterable(level))  # the only list is not copied
+        level = _elements(level)
     return level, kinds, tuple(shape)
 
 
@@ -127,7 +166,7 @@ _WORDS = {"b": "true or false", "i": "integers", "u": "integers", "f": "numbers"
 
 def _loads_with_constants(body: bytes) -> Any:
     try:
-        return json.loads(body.decode(), parse_float=_finite_float, parse_constant=float)
+        return json.loads(body.decode(), parse_float=_finite_float, parse_int=_integer, parse_constant=_constant)
     except (ValueError, RecursionError):
         raise InvalidInput("The body is not valid JSON.") from None
 
@@ -135,6 +174,17 @@ def _loads_with_constants(body: bytes) -> Any:
 def _finite_float(text: str) -> float:
     number = float(text)
     return number if math.isfinite(number) else _refuse_huge()
+
+
+# Python's own int and float would let no other thread run until the whole body is read.
+
+
+def _integer(text: str) -> int:
+    return int(text)
+
+
+def _constant(text: str) -> float:
+    return float(text)
 
 
 def _refuse_huge() -> NoReturn:

@@ -54,7 +54,7 @@ def columns_of(inputs: Any, signature: Signature, takes_whole_floats: bool = Fal
     return _tensors(inputs, signature, takes_whole_floats)
 
 
-def predictions_of(tensors: Tensors, signature: Signature) -> list[Any]:
+def predictions_of(tensors: Tensors, signature: Signature) -> Sequence[Any] | NDArray[Any]:
     """Return an element for each row, ready for `dump_json`: the value of the only output, or an object of all.
 
     Raises InvalidInput where outputs have different numbers of rows, so that there are none to tell apart.
@@ -63,7 +63,8 @@ def predictions_of(tensors: Tensors, signature: Signature) -> list[Any]:
     if len({len(column) for column in columns.values()}) > 1:
         raise InvalidInput("The outputs have different numbers of rows; ask for columns instead of rows.")
     if len(columns) == 1:
-        return list(next(iter(columns.values())))
+        only: Sequence[Any] | NDArray[Any] = next(iter(columns.values()))
+        return only  # an array is written at once, and a million of them take seconds
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 

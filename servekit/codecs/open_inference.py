@@ -24,6 +24,7 @@ MAX_ROWS = 1000  # that cost a client next to nothing, and the server much: enco
 _MAX_SIZE = 2**31  # of an axis, and of all elements
 _DIGITS = re.compile(r"[0-9]{1,18}", re.ASCII)
 _PLAIN = re.compile(r"[\w .:/+-]{1,128}")
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON's escapes can make one, which no answer can say
 _UNSIGNED = range(2**64)
 _BATCH_NOTE = (
     " NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended to each"
@@ -84,7 +85,7 @@ def read_request(body: bytes, header_length: str | None, model: str, signature: 
         raise InvalidInput("The body must be a JSON object with the member inputs.")
     sent = _inputs(value.get("inputs"), memoryview(body)[length:], model)
     identity = value.get("id", "")
-    if not isinstance(identity, str):
+    if not isinstance(identity, str) or _HALF_CHARACTER.search(identity):
         raise InvalidInput("Unable to parse 'id': it must be a string.")
     parameters = read_parameters(_object(value.get("parameters"), "parameters"))
     outputs = read_outputs(_outputs(value.get("outputs")), model, signature)
