@@ -1,6 +1,8 @@
 """The one seam to Flask: where views find the models, the deadline and what a client sent, and how errors look."""
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from http import HTTPStatus
@@ -10,8 +12,9 @@ import numpy as np
 from flask import Blueprint, Flask, Response, current_app, jsonify, request
 from werkzeug.exceptions import HTTPException
 
+from servekit.batcher import TOO_LATE, Result, beside
 from servekit.config import Settings
-from servekit.errors import InvalidInput, ModelNotFound, OutOfMemory, RequestError
+from servekit.errors import DeadlineExceeded, InvalidInput, ModelNotFound, OutOfMemory, RequestError
 from servekit.exchange import RawRequest, RawResponse
 from servekit.middleware import DEADLINE
 from servekit.model import Model
@@ -30,6 +33,36 @@ _SENTENCES = {
     HTTPStatus.METHOD_NOT_ALLOWED: "This address does not take that method; the Allow header lists those it takes.",
     HTTPStatus.BAD_REQUEST: "The request cannot be understood.",
 }
+
+
+LARGE_BYTES = 2**18  # of a body or of outputs: from here on reading and writing them takes tens of milliseconds
+LARGE_AT_ONCE = 2**25  # bytes of them in one worker: what is read may take twenty times its place in the body
+
+
+class _Large:
+    """Runs steps that read or write many bytes, so many at once that memory is bounded: one, or some that are smaller."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+        self._changed = threading.Condition()
+
+    def run(self, size: int, until: float, step: Callable[[], Result]) -> Result:
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._has_room(size), max(0.0, until - time.monotonic())):
+                raise DeadlineExceeded(TOO_LATE)
+            self._bytes += size
+        try:
+            return step()
+        finally:
+            with self._changed:
+                self._bytes -= size
+                self._changed.notify_all()
+
+    def _has_room(self, size: int) -> bool:
+        return not self._bytes or self._bytes + size <= LARGE_AT_ONCE
+
+
+_large = _Large()
 
 
 def init_app(app: Flask, settings: Settings, repository: Repository) -> None:
@@ -129,6 +162,17 @@ def ask(model: Model, path: str = "", accept: str = "") -> RawResponse:
 def deadline() -> float:
     """Return the time of the monotonic clock, in seconds, until which the current request may wait."""
     return cast(float, request.environ[DEADLINE])
+
+
+def apart(size: int, step: Callable[[], Result]) -> Result:
+    """Return what `step` returns, which reads or writes `size` bytes; if they are many others are served meanwhile.
+
+    Raises DeadlineExceeded when other large ones are not done in time, and Overloaded when too many wait for that.
+    """
+    if size <= LARGE_BYTES:
+        return step()
+    until = deadline()
+    return beside(lambda: _large.run(size, until, step))
 
 
 def payload() -> Payload:

@@ -18,6 +18,11 @@ def row_count(tensors: Tensors) -> int:
     return len(next(iter(tensors.values())))
 
 
+def byte_count(tensors: Tensors) -> int:
+    """Return how many bytes the arrays take; of bytes and text only what points at them."""
+    return sum(array.nbytes for array in tensors.values())
+
+
 def slice_rows(tensors: Tensors, rows: slice) -> Tensors:
     """Return the given rows of every array, without copying."""
     return {name: array[rows] for name, array in tensors.items()}

@@ -2,6 +2,6 @@
 
 import os
 
-# Test processes share the cores, and threads of OpenMP that spin while they wait for work take them from each other:
-# training took eight times as long. It reads this when torch is loaded, here or in a server under test.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Test processes share the cores: threads of OpenMP in each would only fight those of the others, and spin meanwhile.
+# Training took eight times as long. It is read when torch is loaded, here or in a server under test.
+os.environ.setdefault("OMP_NUM_THREADS", "1")

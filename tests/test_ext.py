@@ -1,8 +1,16 @@
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
 from flask import Flask
 
 from servekit import ext
 from servekit.blueprints import ops
 from servekit.config import Settings
+from servekit.errors import DeadlineExceeded
+from servekit.middleware import DEADLINE
 from servekit.repository import Repository
 from servekit.state import State
 
@@ -31,3 +39,26 @@ def test_an_http_error_without_a_sentence_of_ours_keeps_its_phrase_only() -> Non
 
     reply = app.test_client().get("/gone")
     assert (reply.status_code, reply.json) == (410, {"error": "Gone."})
+
+
+def test_large_ones_are_read_one_after_the_other_and_not_past_the_deadline() -> None:
+    app = Flask("test")
+    gate, entered = threading.Event(), threading.Event()
+
+    def ask(seconds: float, step: Callable[[], object]) -> object:
+        with app.test_request_context(environ_overrides={DEADLINE: time.monotonic() + seconds}):
+            return ext.apart(ext.LARGE_AT_ONCE, step)
+
+    def hold() -> bool:
+        entered.set()
+        return gate.wait(10)
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(ask, 10, hold)
+        assert entered.wait(10)
+        with pytest.raises(DeadlineExceeded):
+            ask(0.01, lambda: 1)
+        second = pool.submit(ask, 10, lambda: first.done() or gate.is_set())
+        gate.set()
+        assert first.result() and second.result()
+    assert ask(0.0, lambda: 2) == 2  # none is under way

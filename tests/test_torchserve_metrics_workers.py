@@ -21,7 +21,7 @@ exposition.configure(options)
 dimensions = {"ModelName": "m", "Level": "Model"}
 
 def work(number):
-    metrics.ModelMeter("m", "1").observe(1, 0.1, 0.1)
+    metrics.ModelMeter("m", "1").observe(1, 0.1, [0.1])
     for _ in range(1000):
         exposition.observe_answer(200)
         exposition.observe_inference("m", "default", 10.5, 2)

@@ -31,7 +31,7 @@ from servekit.model import Model
 from servekit.openapi import Example
 from servekit.platforms import azure_root
 from servekit.signature import Signature
-from servekit.tensors import Tensors, bytes_tensor
+from servekit.tensors import Tensors, byte_count, bytes_tensor
 
 bp = Blueprint("azure", __name__)
 route = partial(bp.route, strict_slashes=False, merge_slashes=False, provide_automatic_options=False)
@@ -67,10 +67,11 @@ def score() -> Response:
         is_question = request.method == "OPTIONS"
         return _message(HTTPStatus.OK, None) if is_question else _message(HTTPStatus.METHOD_NOT_ALLOWED, "Method not allowed")
     started = time.perf_counter()
-    answer = model.predict(_tensors(model.signature), ext.deadline())
-    body = dump_json(predictions_of(answer, model.signature))
+    signature, body = model.signature, request.get_data(cache=False)
+    answer = model.predict(ext.apart(len(body), lambda: _tensors(body, signature)), ext.deadline())
+    content = ext.apart(byte_count(answer), lambda: dump_json(predictions_of(answer, signature)))
     elapsed = (time.perf_counter() - started) * 1000
-    return _written(RawResponse(body, JSON, headers={FAILED: "False", EXEC_MS: f"{elapsed:.3f}"}))
+    return _written(RawResponse(content, JSON, headers={FAILED: "False", EXEC_MS: f"{elapsed:.3f}"}))
 
 
 @bp.get("/swagger.json", strict_slashes=False)
@@ -239,11 +240,11 @@ def _schemas(model: Model) -> dict[str, Any]:
 # A model of the store.
 
 
-def _tensors(signature: Signature) -> Tensors:
+def _tensors(body: bytes, signature: Signature) -> Tensors:
     """Return what the current request asks of a model with `signature`; raise InvalidInput."""
     if request.method == "GET":
         return _read(query_values(request.query_string.decode("latin-1")), signature)
-    body, kind = request.get_data(cache=False), request.headers.get("Content-Type", "").lower()
+    kind = request.headers.get("Content-Type", "").lower()
     if kind.startswith(_RAW) and len(signature.inputs) == 1 and signature.encoded:
         return {signature.inputs[0].name: bytes_tensor([body])}
     return _read(load_json(body), signature)

@@ -23,6 +23,7 @@ from servekit.serving.encodings import accepted_encoding
 from servekit.serving.index import entries_to_load, list_models, read_parameters, unload
 from servekit.serving.samples import infer_examples
 from servekit.serving.statistics import describe_statistics
+from servekit.tensors import byte_count
 
 log = logging.getLogger(__name__)
 
@@ -113,18 +114,21 @@ def model_ready(name: str, version: str | None = None) -> dict[str, Any]:
 def infer(name: str, version: str | None = None) -> Response:
     """Answer by a model: JSON tensors, binary ones after the JSON, or one raw input; compressed if that is accepted."""
     model = find_model(name, version)
-    signature = ext.signature_of(model)
-    environ = request.environ
-    body = request.get_data(cache=False)
-    if encoding := environ.get("HTTP_CONTENT_ENCODING"):
+    signature, environ = ext.signature_of(model), request.environ
+    body, encoding = request.get_data(cache=False), environ.get("HTTP_CONTENT_ENCODING")
+    if encoding:
         body = inflate(body, encoding, ext.settings().max_body_bytes)
-    asked = read_request(body, environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH"), model.name, signature)
+    length = environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH")
+    asked = ext.apart(len(body), lambda: read_request(body, length, model.name, signature))
     deadline, timeout = ext.deadline(), asked.parameters.timeout
     if timeout is not None:
         deadline = min(deadline, time.monotonic() + timeout)
     answers = model.predict(asked.tensors, deadline)
-    content, header_length = write_response(answers, asked, model.name, model.version, signature)
-    return _answer(content, header_length, environ.get("HTTP_ACCEPT_ENCODING", ""))
+    accepted = environ.get("HTTP_ACCEPT_ENCODING", "")
+    return ext.apart(
+        byte_count(answers),
+        lambda: _answer(*write_response(answers, asked, model.name, model.version, signature), accepted),
+    )
 
 
 @route("/v2/models/<name>/config", "GET")

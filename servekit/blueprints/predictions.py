@@ -19,7 +19,7 @@ from servekit.openapi import Example
 from servekit.payload import FORM, JSON, MULTIPART, Upload
 from servekit.signature import Signature
 from servekit.spec import TensorSpec
-from servekit.tensors import Tensors
+from servekit.tensors import Tensors, byte_count
 from servekit.torchserve.refusals import STATUSES, Refusal, no_method, no_model, no_version
 
 bp = Blueprint("predictions", __name__)
@@ -44,10 +44,15 @@ def predictions(name: str, version: str | None = None) -> Response:
     if request.method not in ("POST", "PUT"):  # curl -T puts
         raise no_method()
     model = _model(name, version)
-    signature = ext.signature_of(model)
-    tensors, are_instances = _inputs(_content(), signature)
-    answers = _answers(model.predict(tensors, ext.deadline()), signature)
-    return _json({"predictions": answers} if are_instances else answers[0])
+    signature, content = ext.signature_of(model), _content()
+    tensors, are_instances = ext.apart(len(content), lambda: _inputs(content, signature))
+    given = model.predict(tensors, ext.deadline())
+
+    def written() -> Response:
+        answers = _answers(given, signature)
+        return _json({"predictions": answers} if are_instances else answers[0])
+
+    return ext.apart(byte_count(given), written)
 
 
 def _model(name: str, version: str | None) -> Model:
@@ -89,7 +94,7 @@ def _inputs(content: bytes, signature: Signature) -> tuple[dict[str, NDArray[Any
     return rows_of([value], signature), False
 
 
-def _answers(tensors: Tensors, signature: Signature) -> list[Any]:
+def _answers(tensors: Tensors, signature: Signature) -> Any:
     """Return an answer for each row: of a classifier the best classes, of other models what they give."""
     for output in signature.outputs:
         labels = signature.labels.get(output.name)

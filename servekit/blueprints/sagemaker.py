@@ -7,7 +7,6 @@ Sources: SageMaker's "Custom inference code with hosting services", "Use your ow
 import dataclasses
 import logging
 import re
-from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -17,7 +16,6 @@ from flask import Blueprint, Response, request
 
 import servekit
 from servekit import ext
-from servekit.batcher import Result, beside
 from servekit.codecs import scoring
 from servekit.codecs.arrays import dump_json
 from servekit.codecs.instances import zeros_of
@@ -35,7 +33,7 @@ from servekit.model import Model
 from servekit.openapi import Example
 from servekit.platforms import MLFLOW
 from servekit.stores import model_entry
-from servekit.tensors import row_count
+from servekit.tensors import byte_count, row_count
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +44,6 @@ mlflow = Blueprint("mlflow", __name__)
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 TARGET_MODEL = "X-Amzn-SageMaker-Target-Model"
 MAX_TRANSFORM_MEGABYTES = 100  # of all concurrent requests of a batch transform, by its documentation
-LARGE_BYTES = 2**18  # of a body or of outputs: from here on reading and writing them takes tens of milliseconds
 PAGE = 100  # models of a list, if `limit` says nothing
 
 _ATTRIBUTES = re.compile(r"[ -~]{0,1024}")
@@ -177,17 +174,12 @@ def _invoke(model: Model) -> Response:
     media = scoring.choose(accept, settings.default_accept)
     is_mlflow = settings.platform == MLFLOW
     body, content_type = request.get_data(cache=False), request.headers.get("Content-Type", "")
-    scored = _beside_if(len(body) > LARGE_BYTES, lambda: scoring.read(body, content_type, signature, has_header=is_mlflow))
+    scored = ext.apart(len(body), lambda: scoring.read(body, content_type, signature, has_header=is_mlflow))
     outputs = model.predict(scored.tensors, ext.deadline())
     if {len(array) for array in outputs.values()} != {row_count(scored.tensors)} and signature.is_batched:
         raise RuntimeError(f"the model {model.name} answers with another number of rows than it was sent")
-    is_wrapped, is_large = scored.is_wrapped or is_mlflow, sum(array.nbytes for array in outputs.values()) > LARGE_BYTES
-    return _response(_beside_if(is_large, lambda: scoring.write(outputs, signature, media, is_wrapped)), media)
-
-
-def _beside_if(is_large: bool, step: Callable[[], Result]) -> Result:
-    """Call `step`, and let others be served meanwhile if it takes long: a batch may have a million lines."""
-    return beside(step) if is_large else step()
+    is_wrapped = scored.is_wrapped or is_mlflow
+    return _response(ext.apart(byte_count(outputs), lambda: scoring.write(outputs, signature, media, is_wrapped)), media)
 
 
 def _pass_on(model: Model, accept: str) -> Response:

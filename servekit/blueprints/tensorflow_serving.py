@@ -29,6 +29,7 @@ from servekit.openapi import Example
 from servekit.platforms import AZURE
 from servekit.signature import Signature
 from servekit.spec import TensorSpec
+from servekit.tensors import byte_count
 
 bp = Blueprint("tensorflow_serving", __name__)
 _route = partial(bp.route, strict_slashes=False, merge_slashes=False)
@@ -130,17 +131,16 @@ def predict(name: str, version: str | None = None) -> Response:
     """
     model = _model(name, version)
     signature = ext.signature_of(model)
-    document = _document('Serving signature name: "{}" not found in signature def')
-    if "instances" not in document:
-        if "inputs" not in document:
-            raise InvalidInput("Missing 'inputs' or 'instances' key")
-        answer = model.predict(columns_of(document["inputs"], signature), ext.deadline())
+    body = _body()
+    tensors, is_rows = ext.apart(len(body), lambda: _sent(body, signature))
+    answer = model.predict(tensors, ext.deadline())
+
+    def written() -> Response:
+        if is_rows:
+            return _json({"predictions": predictions_of(answer, signature)})
         return _json({"outputs": outputs_of(answer, signature)})
-    if "inputs" in document:
-        raise InvalidInput("Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist")
-    instances = _list_of(document["instances"], "Expecting 'instances' to be an list/array", "No values in 'instances' array")
-    answer = model.predict(rows_of(instances, signature), ext.deadline())
-    return _json({"predictions": predictions_of(answer, signature)})
+
+    return ext.apart(byte_count(answer), written)
 
 
 @_both(":classify", "POST")
@@ -151,11 +151,14 @@ def classify(name: str, version: str | None = None) -> Response:
     output = next((tensor.name for tensor in signature.outputs if signature.labels.get(tensor.name)), None)
     if output is None:
         raise InvalidInput(f"Expected classification signature method_name to be {_CLASSIFY}. Was: {_PREDICT}")
-    scores = model.predict(_examples(signature), ext.deadline())[output]
+    body = _body()
+    scores = model.predict(ext.apart(len(body), lambda: _examples(body, signature)), ext.deadline())[output]
     labels = signature.labels[output]
     labels += ("",) * (scores.shape[-1] - len(labels))
     rows = scores.reshape(len(scores), -1)
-    return _json({"results": [list(map(list, zip(labels, row, strict=False))) for row in rows]})
+    return ext.apart(
+        scores.nbytes, lambda: _json({"results": [list(map(list, zip(labels, row, strict=False))) for row in rows]})
+    )
 
 
 @_both(":regress", "POST")
@@ -165,8 +168,10 @@ def regress(name: str, version: str | None = None) -> Response:
     signature = ext.signature_of(model)
     if not _is_regression(signature):
         raise InvalidInput(f"Expected regression signature method_name to be {_REGRESS}. Was: {_PREDICT}")
-    numbers = model.predict(_examples(signature), ext.deadline())[signature.outputs[0].name]
-    return _json({"results": np.ascontiguousarray(numbers).reshape(-1)})
+    body = _body()
+    tensors = ext.apart(len(body), lambda: _examples(body, signature))
+    numbers = model.predict(tensors, ext.deadline())[signature.outputs[0].name]
+    return ext.apart(numbers.nbytes, lambda: _json({"results": np.ascontiguousarray(numbers).reshape(-1)}))
 
 
 @_route("/v1/models/<name>:explain", methods=["POST"])
@@ -223,10 +228,26 @@ def _model(name: str, version: str | None = None) -> Model:
         raise ModelNotFound(f"Servable not found for request: {asked}") from None
 
 
-def _document(no_signature: str) -> dict[str, Any]:
-    """Return the object of the body; `no_signature` is the sentence for a signature that does not exist."""
+def _body() -> bytes:
     encoding = request.headers.get("Content-Encoding", "")
-    body = inflate(request.get_data(cache=False), encoding, ext.settings().max_body_bytes)
+    return inflate(request.get_data(cache=False), encoding, ext.settings().max_body_bytes)
+
+
+def _sent(body: bytes, signature: Signature) -> tuple[dict[str, NDArray[Any]], bool]:
+    """Return the inputs that the `instances` or `inputs` of `body` hold, and whether it was the first, which are rows."""
+    document = _document(body, 'Serving signature name: "{}" not found in signature def')
+    if "instances" not in document:
+        if "inputs" not in document:
+            raise InvalidInput("Missing 'inputs' or 'instances' key")
+        return columns_of(document["inputs"], signature), False
+    if "inputs" in document:
+        raise InvalidInput("Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist")
+    instances = _list_of(document["instances"], "Expecting 'instances' to be an list/array", "No values in 'instances' array")
+    return rows_of(instances, signature), True
+
+
+def _document(body: bytes, no_signature: str) -> dict[str, Any]:
+    """Return the object that `body` is; `no_signature` is the sentence for a signature that does not exist."""
     if not body:
         raise InvalidInput("JSON Parse error: The document is empty")
     try:
@@ -251,9 +272,9 @@ def _list_of(value: Any, is_none: str, is_empty: str) -> list[Any]:
     return value
 
 
-def _examples(signature: Signature) -> dict[str, NDArray[Any]]:
-    """Return the inputs that `examples` and `context` of the body hold; a feature is a value or a flat list."""
-    document = _document("No signature was found with the name: {}")
+def _examples(body: bytes, signature: Signature) -> dict[str, NDArray[Any]]:
+    """Return the inputs that `examples` and `context` of `body` hold; a feature is a value or a flat list."""
+    document = _document(body, "No signature was found with the name: {}")
     if "examples" not in document:
         raise InvalidInput("When method is classify, key 'examples' is expected and was not found")
     examples = _list_of(

@@ -23,7 +23,7 @@ from servekit.lean import PlainResponse
 from servekit.model import Model
 from servekit.openapi import Example
 from servekit.signature import Signature
-from servekit.tensors import Tensors, bytes_tensor
+from servekit.tensors import Tensors, byte_count, bytes_tensor
 
 bp = Blueprint("vertex", __name__)
 route = partial(bp.route, strict_slashes=False, merge_slashes=False)
@@ -96,7 +96,7 @@ def predict_by_endpoint(project: str, location: str, endpoint_id: str) -> Respon
 def predict_raw_by_endpoint(project: str, location: str, endpoint_id: str) -> Response:
     """Answer a body as it is, or one that Google's client has wrapped as `{"httpBody": ...}`, with one wrapped again."""
     body, kind = request.get_data(cache=False), request.headers.get("Content-Type", "")
-    wrapped = None if kind.lower().startswith(_RAW) else load_json(body)
+    wrapped = None if kind.lower().startswith(_RAW) else ext.apart(len(body), lambda: load_json(body))
     if not isinstance(wrapped, dict) or "httpBody" not in wrapped:
         return _json({"predictions": _predictions(body, kind)})
     body, kind = _unwrapped(wrapped["httpBody"])
@@ -121,11 +121,16 @@ def examples(model: Model) -> list[Example]:
 # Bodies.
 
 
-def _predictions(body: bytes, kind: str) -> list[Any]:
+def _predictions(body: bytes, kind: str) -> Any:
     """Return a prediction for each instance in `body`, whose content type is `kind`; raise as Model.predict does."""
     model = ext.default_model()
     signature = ext.signature_of(model)
-    answer = model.predict(_tensors(body, kind.lower(), signature), ext.deadline())
+    tensors = ext.apart(len(body), lambda: _tensors(body, kind.lower(), signature))
+    answer = model.predict(tensors, ext.deadline())
+    return ext.apart(byte_count(answer), lambda: _shown(answer, signature))
+
+
+def _shown(answer: Tensors, signature: Signature) -> Any:
     predictions = predictions_of(answer, signature)
     is_finite = all(array.dtype.kind != "f" or np.isfinite(array).all() for array in answer.values())
     return predictions if is_finite else _with_nulls(predictions)
