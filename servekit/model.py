@@ -95,7 +95,7 @@ class Model:
         self._backlog.enter(rows)
         try:
             deadline = self._waits_until(deadline)  # what is late already is not worth reading
-            inputs = self._handler.preprocess(tensors)
+            inputs = self._read(tensors, rows, deadline)
             read = time.monotonic()
             outputs = self._batcher(inputs, deadline)
             computed = time.monotonic()
@@ -104,6 +104,18 @@ class Model:
             return answer
         finally:
             self._backlog.leave(rows)
+
+    def _read(self, tensors: Tensors, rows: int, deadline: float) -> Tensors:
+        """Return the inputs of the network; encoded rows one by one, between which others are served: images take long."""
+        encoded = self.signature.encoded if self.signature is not None else ()
+        if rows == 1 or not any(name in encoded and array.dtype == object for name, array in tensors.items()):
+            return self._handler.preprocess(tensors)
+        parts = []
+        for row in range(rows):
+            give_way()
+            remaining(deadline)
+            parts.append(self._handler.preprocess(slice_rows(tensors, slice(row, row + 1))))
+        return concatenate(parts)
 
     def stream(self, tensors: Tensors, deadline: float, parts: Parts) -> Generator[bytes | Tensors, None, None]:
         """Give the parts of the answer to one row, which the engine puts into `parts`, and at last the answer.

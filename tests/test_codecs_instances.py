@@ -170,3 +170,11 @@ def test_outputs_without_common_rows_are_columns_only() -> None:
     tensors = {"a": np.zeros(2), "b": np.zeros(3)}
     assert "different numbers of rows" in refusal(predictions_of, tensors, Signature((), ()))
     assert dump_json(outputs_of(tensors, Signature((), ()))) == b'{"a":[0.0,0.0],"b":[0.0,0.0,0.0]}'
+
+
+def test_encoded_rows_are_bounded() -> None:
+    signature = Signature((TensorSpec("image", "float32", (-1, 2)),), (), encoded=frozenset({"image"}))
+    item = {"b64": "AA=="}
+    assert len(rows_of([item] * 1000, signature)["image"]) == 1000
+    assert "At most 1000 encoded rows" in refusal(rows_of, [item] * 1001, signature)
+    assert "At most 1000 encoded rows" in refusal(columns_of, [item] * 1001, signature)

@@ -13,7 +13,8 @@ from servekit.errors import DeadlineExceeded, InvalidInput, ModelLoadError, Over
 from servekit.handlers.base import Handler
 from servekit.loading import load_entry, load_model
 from servekit.model import Model
-from servekit.spec import ModelSpec
+from servekit.signature import Signature
+from servekit.spec import ModelSpec, TensorSpec
 from servekit.tensors import Tensors
 from tests import networks
 from tests.handler_archives import write
@@ -154,3 +155,24 @@ def test_a_handler_that_never_starts_is_given_up(tmp_path: Path) -> None:
     (loading,) = (thread for thread in threading.enumerate() if thread.name == "servekit-load")
     loading.join(10)
     assert not loading.is_alive()
+
+
+def test_encoded_rows_are_read_one_by_one_and_not_past_the_deadline() -> None:
+    read: list[int] = []
+
+    class Decoder(Handler):
+        @property
+        def signature(self) -> Signature:
+            return Signature((TensorSpec("x", "float32", (-1, 2)),), (), encoded=frozenset({"x"}))
+
+        def preprocess(self, tensors: Tensors) -> Tensors:
+            read.append(len(tensors["x"]))
+            time.sleep(0.01)
+            return {"x": np.array([[len(item), 0] for item in tensors["x"]], np.float32)}
+
+    model = Model("decoder", "1", SPEC, Decoder(SPEC), EchoEngine(), Backlog(100))
+    answer = model.predict({"x": np.array([b"a", b"bb"], object)}, soon())
+    assert answer["x"].tolist() == [[1, 0], [2, 0]] and read == [1, 1]
+    with pytest.raises(DeadlineExceeded):
+        model.predict({"x": np.array([b"a"] * 100, object)}, time.monotonic() + 0.05)
+    assert len(read) < 50

@@ -21,6 +21,7 @@ from servekit.tensors import Tensors
 
 B64 = "b64"  # the one member of an object that stands for bytes
 BYTES_ENDING = "_bytes"  # of the name of an output that is always written so
+MAX_ENCODED = 1000  # rows, that cost a client next to nothing, and the server much
 
 _MOST_NAMES = 5  # of a client's, in a sentence
 _MOST_LETTERS = 60  # of each
@@ -161,6 +162,8 @@ def _column(value: Any, spec: TensorSpec, signature: Signature, takes_whole_floa
         if spec.dtype == "bytes":
             return _shaped(_bytes_array(value, takes_text=not is_encoded), spec, signature)
         if is_encoded and _holds_bytes(value):
+            if isinstance(value, list) and len(value) > MAX_ENCODED:
+                raise InvalidInput(f"At most {MAX_ENCODED} encoded rows are read at once, and there are {len(value)}.")
             items = _bytes_array(value, takes_text=False)
             return _shaped(items, TensorSpec(spec.name, "bytes", (-1,)), signature)
         return _shaped(to_array(value, array_dtype(spec), takes_whole_floats), spec, signature)
