@@ -26,6 +26,7 @@ from servekit.cli.grpc import missing_packages
 from servekit.errors import StartupError
 from servekit.grpc.connections import Connections, Unreachable
 from servekit.grpc.group import GAVE_UP, command_of, pipe, reserve, run_group
+from servekit.grpc.infer import MAX_MEMBERS
 from servekit.grpc.messages import message, methods
 from servekit.grpc.service import safely
 from tests.grpc_server import Fake, Gateway, Seen, request, serving
@@ -184,6 +185,15 @@ def malformed(kind: str) -> Any:
         call.inputs.add(name="other", datatype="FP32", shape=[1])
     elif kind == "shared memory":
         call.inputs[0].parameters["shared_memory_region"].string_param = "r"
+    elif kind == "inputs":
+        call.inputs.extend(call.inputs[:1] * MAX_MEMBERS)
+    elif kind == "outputs":
+        call.outputs.extend([call.outputs.add(name="x")] * MAX_MEMBERS)
+    elif kind == "parameters":
+        for number in range(MAX_MEMBERS):
+            call.inputs[0].parameters[str(number)].int64_param = 1
+    elif kind == "axes":
+        call.inputs[0].shape.extend([1] * MAX_MEMBERS)
     else:
         call.ClearField("raw_input_contents")
         call.inputs[0].datatype = {"fp16": "FP16", "range": "INT8", "field": "INT64", "huge": "INT64"}[kind]
@@ -206,6 +216,10 @@ def malformed(kind: str) -> Any:
         ("field", StatusCode.INVALID_ARGUMENT, "of type INT64 belong in int64_contents, not in int_contents"),
         ("huge", StatusCode.RESOURCE_EXHAUSTED, "larger than a request may be"),
         ("shared memory", StatusCode.UNIMPLEMENTED, "shared memory is not supported"),
+        ("inputs", StatusCode.INVALID_ARGUMENT, "a call may have 10000 inputs"),
+        ("outputs", StatusCode.INVALID_ARGUMENT, "a call may have 10000 inputs"),
+        ("parameters", StatusCode.INVALID_ARGUMENT, "a call may have 10000 inputs"),
+        ("axes", StatusCode.INVALID_ARGUMENT, "a call may have 10000 inputs"),
     ],
 )
 def test_what_is_wrong_with_a_message_is_said_without_a_request(
@@ -215,6 +229,26 @@ def test_what_is_wrong_with_a_message_is_said_without_a_request(
     assert found is code
     assert words in details
     assert not fake.seen
+
+
+def test_what_is_no_message_is_refused_without_a_word_of_the_servers_code(gateway: Gateway, fake: Fake) -> None:
+    for method in ("unary_unary", "stream_stream"):
+        name = "ModelInfer" if method == "unary_unary" else "ModelStreamInfer"
+        make = getattr(gateway.channel, method)(f"/inference.GRPCInferenceService/{name}")
+        with pytest.raises(grpc.RpcError) as caught:
+            list(make(iter([b"\xff" * 9]), timeout=20)) if method == "stream_stream" else make(b"\xff" * 9, timeout=20)
+        assert caught.value.code() is StatusCode.INVALID_ARGUMENT
+        assert caught.value.details() == "the message of the call is damaged"
+    assert not fake.seen
+
+
+def test_many_typed_values_are_packed_in_pieces(gateway: Gateway, fake: Fake) -> None:
+    call = request()
+    call.ClearField("raw_input_contents")
+    call.inputs[0].datatype = "INT32"
+    call.inputs[0].contents.int_contents.extend(range(200_000))
+    gateway.call("ModelInfer", call)
+    assert head_of(fake.seen[0])[1] == b"".join(number.to_bytes(4, "little") for number in range(200_000))
 
 
 def test_a_size_of_the_clients_own_does_not_reach_the_server(gateway: Gateway, fake: Fake) -> None:

@@ -15,6 +15,7 @@ NO_SHARED_MEMORY = "shared memory is not supported; send the values in the reque
 HEADER_LENGTH = "Inference-Header-Content-Length"
 # Set by clients of streams; what they ask for is always answered, see `Service.ModelStreamInfer`.
 _STREAM_ONLY = "triton_enable_empty_final_response"
+MAX_MEMBERS = 10_000  # each costs a hundred times its bytes, and the others wait while it is read
 _MAX_INT64 = 2**63 - 1
 
 _ModelInferResponse = message("inference.ModelInferResponse")
@@ -27,6 +28,7 @@ def request_of(call: Any, seconds_left: float | None, limit: int) -> tuple[dict[
     for what can be seen here; names, shapes and sizes are for the server to judge. Typed contents may become at most
     `limit` bytes.
     """
+    _require_few(call)
     parameters = plain_values(call.parameters)
     parameters.pop(_STREAM_ONLY, None)
     if seconds_left is not None:
@@ -79,6 +81,19 @@ def response_of(answer: Answer) -> Any:
     except (Refused, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Refused(StatusCode.INTERNAL, UNREADABLE) from error
     return response
+
+
+def _require_few(call: Any) -> None:
+    """Raise Refused for a call of more members than any honest one has, before they are looked at one by one."""
+    count = len(call.inputs) + len(call.outputs) + len(call.parameters)
+    if count <= MAX_MEMBERS:
+        count += sum(len(tensor.shape) for tensor in call.inputs)
+        count += sum(len(tensor.parameters) for tensors in (call.inputs, call.outputs) for tensor in tensors)
+    if count > MAX_MEMBERS:
+        raise Refused(
+            StatusCode.INVALID_ARGUMENT,
+            f"a call may have {MAX_MEMBERS} inputs, outputs, parameters and sizes of shapes, and this one has more",
+        )
 
 
 def _tensors(call: Any, limit: int) -> list[bytes]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import json_format
+from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
 from servekit.grpc.connections import VALUE, Answer, Connections, Unreachable
@@ -19,12 +20,15 @@ from servekit.grpc.status import NO_ANSWER, UNREADABLE, Refused, require_ok
 
 INFERENCE, HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
 WATCH_SECONDS = 1.0
+LARGE_BYTES = 2**18  # of a message: from here on reading it takes tens of milliseconds
 _PASSED_ON = ("authorization", "x-request-id")  # metadata of a call that become headers of its request
 _REQUEST_ID = "x-request-id"
 _MAX_DETAILS = 4000  # characters of a status; what is in a header may not be longer than the client's limit, 8 KiB
 
 _StreamResponse = message("inference.ModelStreamInferResponse")
 _Health = message("grpc.health.v1.HealthCheckResponse")
+
+_DAMAGED = object()
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +47,7 @@ class Service:
             table = {}
             for name, request, response, reads, writes in methods(service):
                 make = _KIND_OF_HANDLER[reads, writes]
-                table[name] = make(safely(getattr(self, name)), request.FromString, response.SerializeToString)
+                table[name] = make(safely(getattr(self, name)), _parser(request), response.SerializeToString)
             found.append(grpc.method_handlers_generic_handler(service, table))
         return found
 
@@ -104,7 +108,11 @@ class Service:
     async def ModelInfer(self, call: Any, context: Any) -> Any:
         """Return what a model makes of the tensors of `call`."""
         path = model_path(call.model_name, call.model_version, "infer")
-        headers, body = request_of(call, context.time_remaining(), self._limit)
+        seconds = context.time_remaining()
+        if call.ByteSize() > LARGE_BYTES:  # others are served meanwhile
+            headers, body = await asyncio.to_thread(request_of, call, seconds, self._limit)
+        else:
+            headers, body = request_of(call, seconds, self._limit)
         answer = await self._ask("POST", path, context, headers, body)
         require_ok(answer)
         return response_of(answer)
@@ -185,7 +193,7 @@ class Service:
         if not reading.done():
             return None
         call = reading.result()
-        return None if call is grpc.aio.EOF else call
+        return None if call is grpc.aio.EOF else _require_whole(call)
 
     async def _health(self, context: Any) -> Any:
         is_ready = await self._is_well("/v2/health/ready", context)
@@ -233,12 +241,31 @@ _KIND_OF_HANDLER = {
 }
 
 
+def _parser(kind: Any) -> Callable[[bytes], Any]:
+    """Return what reads a message of `kind`; what is none becomes _DAMAGED, as gRPC would tell the client of an exception."""
+
+    def parse(content: bytes) -> Any:
+        try:
+            return kind.FromString(content)
+        except DecodeError:
+            return _DAMAGED
+
+    return parse
+
+
+def _require_whole(call: Any) -> Any:
+    """Return `call`; raise Refused if its message could not be read."""
+    if call is _DAMAGED:
+        raise Refused(StatusCode.INVALID_ARGUMENT, "the message of the call is damaged")
+    return call
+
+
 def safely(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     """Let `method` end its call with the right status, whatever happens; a bug tells the client nothing of itself."""
 
     async def answer(call: Any, context: Any) -> Any:
         try:
-            return await (method(context) if method.__name__ == "ModelStreamInfer" else method(call, context))
+            return await (method(context) if method.__name__ == "ModelStreamInfer" else method(_require_whole(call), context))
         except Refused as refused:
             code, words = refused.code, refused.message
             if code is StatusCode.INTERNAL and refused.__cause__ is not None:

@@ -24,6 +24,7 @@ _KINDS = {
     "FP64": ("fp64_contents", "d", 8),
     "BYTES": ("bytes_contents", "", 4),
 }
+_PIECE = 2**16  # values, which take milliseconds; for more at once other threads would have to wait
 _LENGTH = struct.Struct("<I")
 
 
@@ -65,10 +66,14 @@ def _pack(name: str, datatype: str, values: Sequence[Any]) -> bytes:
     kind = _KINDS[datatype][1]
     try:
         if kind:
-            return struct.pack(f"<{len(values)}{kind}", *values)
+            return b"".join(_packed(values[start : start + _PIECE], kind) for start in range(0, len(values), _PIECE))
         return b"".join(part for value in values for part in (_LENGTH.pack(len(value)), value))
     except (struct.error, TypeError, OverflowError):
         raise Refused(StatusCode.INVALID_ARGUMENT, f"a value of '{name}' does not fit {datatype}") from None
+
+
+def _packed(values: Sequence[Any], kind: str) -> bytes:
+    return struct.pack(f"<{len(values)}{kind}", *values)
 
 
 def _flat(data: Any) -> list[Any]:
