@@ -226,6 +226,10 @@ def test_labels_are_read_from_the_models_folder(tmp_path: Path) -> None:
             "the batch_size of the model_warmup w must be 1 to max_batch_size",
         ),
         (
+            'model_warmup { name: "w" batch_size: 1 count: 10001 inputs { key: "x" value { } } }',
+            "the count of the model_warmup w may be 10000",
+        ),
+        (
             'model_warmup { name: "w" batch_size: 1 inputs { key: "x" value { data_type: TYPE_FP32 dims: [ -1 ] } } }',
             "the model_warmup of x needs dims above 0",
         ),

@@ -90,6 +90,16 @@ def test_a_config_may_come_as_json(tmp_path: Path) -> None:
     assert (values["max_batch_size"], values["version_policy"]) == (16, {"all": {}})
 
 
+def test_a_config_that_is_no_file_is_none(tmp_path: Path) -> None:
+    folder = write(tmp_path, "m", onnx=b"")
+    (folder / "config.pbtxt").symlink_to("/dev/zero")
+    assert folders.is_model(folder, [1]) and folders.chosen_versions(folder, [1, 2]) == [2]
+    assert folders.instances(folder) == 1 and folders.fingerprint(folder) == ""
+    (folder / "config.pbtxt").unlink()
+    os.mkfifo(folder / "config.pbtxt")
+    assert folders.instances(folder) == 1 and folders.fingerprint(folder) == ""
+
+
 @pytest.mark.parametrize("text", ["[]", "{", '{"max_batch_size": "many"}', '{"colour": 1}', "[" * 100_000])
 def test_json_that_is_no_config_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ModelLoadError, match="^The config of the request cannot be read .*; correct it.$") as caught:

@@ -52,9 +52,10 @@ def instances(folder: Path, config: str = "") -> int:
 def fingerprint(folder: Path) -> str:
     """Return what changes whenever the config of the model in `folder` does; "" without one."""
     try:
-        return hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest()
+        content = _content(folder)
     except OSError:
         return ""
+    return hashlib.sha256(content).hexdigest() if content else ""
 
 
 def inside(folder: Path, model: Path, name: str, field: str) -> Path:
@@ -71,12 +72,18 @@ def inside(folder: Path, model: Path, name: str, field: str) -> Path:
     return path
 
 
+def _content(folder: Path) -> bytes:
+    """Return the config's bytes, none where it is no file, as a pipe and a device are, or too large to be a config."""
+    path = folder / CONFIG
+    return path.read_bytes() if path.is_file() and path.stat().st_size <= MAX_CONFIG_BYTES else b""
+
+
 def _glance(folder: Path, config: str) -> dict[str, Any]:
     """Return the config as far as the master needs it; an empty one if there is none that can be read."""
     try:
         if not config:
-            content = (folder / CONFIG).read_bytes()
-            if len(content) > MAX_CONFIG_BYTES or not any(word in content for word in _FOR_THE_MASTER):
+            content = _content(folder)
+            if not any(word in content for word in _FOR_THE_MASTER):
                 return {}
         from servekit.triton.config import read_config
 

@@ -20,6 +20,7 @@ ONNX_RUNTIME, PYTORCH, ENSEMBLE = "onnxruntime", "pytorch", "ensemble"
 FILE_OF = {ONNX_RUNTIME: ONNX, PYTORCH: TORCHSCRIPT}
 # Of a model whose config says nothing: larger passes cost memory and gain little.
 DEFAULT_BATCH = 64
+MAX_LABEL_BYTES = 2**24  # a label takes ten times its bytes, in every worker
 
 _PLATFORM_OF = {ONNX_RUNTIME: "onnxruntime_onnx", PYTORCH: "pytorch_libtorch", ENSEMBLE: "ensemble"}
 _DTYPE_OF = {
@@ -286,6 +287,8 @@ def _spec_of(tensor: Mapping[str, Any]) -> TensorSpec:
 
 def _read_labels(model: Path, name: str) -> tuple[str, ...]:
     path = inside(model, model, name, "label_filename")
+    if path.stat().st_size > MAX_LABEL_BYTES:
+        raise ModelLoadError(f"{path} is larger than {MAX_LABEL_BYTES} bytes; correct label_filename in {CONFIG}.")
     try:
         return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:

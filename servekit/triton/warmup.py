@@ -15,6 +15,8 @@ from servekit.triton.folders import inside
 from servekit.triton.meaning import dtype_of
 
 FOLDER = "warmup"  # of the model folder: where input_data_file is looked for
+MAX_PASSES = 10_000  # of one sample: until they are done no other model can be loaded
+MAX_FILE_BYTES = 2**30
 MAX_ELEMENTS = 2**28  # of one tensor: a slip of the hand is not to take all memory
 
 
@@ -28,6 +30,8 @@ def samples(values: Mapping[str, Any], model: Path) -> Iterator[tuple[str, Tenso
     for sample in values["model_warmup"]:
         if set(sample["inputs"]) != names:
             raise ValueError(f"the model_warmup {sample['name']} must give each input: {', '.join(sorted(names))}")
+        if sample["count"] > MAX_PASSES:
+            raise ValueError(f"the count of the model_warmup {sample['name']} may be {MAX_PASSES}")
         if not 1 <= sample["batch_size"] <= max(1, values["max_batch_size"]):
             raise ValueError(f"the batch_size of the model_warmup {sample['name']} must be 1 to max_batch_size")
         tensors = {
@@ -46,6 +50,8 @@ def _row(name: str, tensor: Mapping[str, Any], model: Path) -> NDArray[Any]:
     dtype = array_dtype(TensorSpec(name, kind, (-1, *shape)))
     if "input_data_file" in tensor:
         path = inside(model / FOLDER, model, tensor["input_data_file"], "input_data_file")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ValueError(f"the input_data_file of {name} may have {MAX_FILE_BYTES} bytes")
         return _from_file(name, path.read_bytes(), kind, dtype, shape)
     if dtype == object:
         return np.full(shape, b"", object)
