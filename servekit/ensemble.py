@@ -20,6 +20,9 @@ from servekit.signature import Signature
 from servekit.spec import ModelSpec, TensorSpec
 from servekit.tensors import Tensors, concatenate, row_count, slice_rows
 
+_MOST_PASSES = 1000  # of one request
+_MOST_LEVELS = 20  # of ensembles in ensembles
+
 Find = Callable[[str, str | None], Model]  # name and version (None: the default one); raises ModelNotFound or NotReady
 
 
@@ -85,6 +88,7 @@ class Ensemble(Model):
         self.signature: Signature = signature
         self._find, self._source = find, source
         self._known: list[Model] = []  # the members that have been checked
+        self._passes = len(steps)  # of one request, through all that the members are made of
         try:
             self._steps = in_order(steps, signature)
             if any(step.model == name for step in steps):
@@ -184,8 +188,15 @@ class Ensemble(Model):
         except ValueError as error:
             raise NotReady(f"This ensemble cannot answer: {error}.") from None
 
-    def _members(self) -> list[Model]:
-        """Return the members by step; raise NotReady for one that is missing, ValueError if the ensemble does not fit them."""
+    def _members(self, above: tuple["Ensemble", ...] = ()) -> list[Model]:
+        """Return the members by step; raise NotReady for one that is missing, ValueError if the ensemble does not fit them.
+
+        `above` are the ensembles that this one is looked at for.
+        """
+        if self in above:
+            raise ValueError("it is a part of itself")
+        if len(above) == _MOST_LEVELS:
+            raise ValueError(f"ensembles are nested more than {_MOST_LEVELS} deep")
         members = []
         for step in self._steps:
             try:
@@ -193,14 +204,21 @@ class Ensemble(Model):
             except (ModelNotFound, NotReady):
                 raise NotReady(f"This ensemble needs the model {step.label}, which is not loaded.") from None
         if any(mine is not its for mine, its in zip_longest(members, self._known)):
-            self._check(members)
+            self._check(members, (*above, self))
             self._known = members
         return members
 
-    def _check(self, members: Sequence[Model]) -> None:
+    def _check(self, members: Sequence[Model], above: tuple["Ensemble", ...]) -> None:
         """Raise ValueError, with what is wrong, unless every tensor fits where it is used."""
         if self.name in _names_in(members):
             raise ValueError("it is a part of itself")
+        self._passes = 0
+        for member in members:  # an ensemble's own members first
+            if isinstance(member, Ensemble):
+                member._members(above)
+            self._passes += member._passes if isinstance(member, Ensemble) else 1
+        if self._passes > _MOST_PASSES:  # ensembles of ensembles may double them at each level
+            raise ValueError(f"a request would take {self._passes} passes; at most {_MOST_PASSES} are served")
         kinds = {tensor.name: Kind.of(tensor, self.signature.is_batched) for tensor in self.signature.inputs}
         for step, member in zip(self._steps, members, strict=True):
             if member.signature is None:
@@ -224,6 +242,8 @@ def in_order(steps: Sequence[Step], signature: Signature) -> list[Step]:
     """
     if not steps:
         raise ValueError("it has no step")
+    if len(steps) > _MOST_PASSES:
+        raise ValueError(f"it has {len(steps)} steps; at most {_MOST_PASSES} are served")
     inputs = {tensor.name for tensor in signature.inputs}
     given = [*inputs, *(name for step in steps for name in step.outputs.values())]
     if twice := sorted({name for name in given if given.count(name) > 1}):
@@ -265,11 +285,16 @@ def _check_step(step: Step, signature: Signature, kinds: Mapping[str, Kind]) -> 
 
 
 def _names_in(members: Sequence[Model]) -> set[str]:
-    """Return the names of `members` and of what they are made of."""
-    names = {member.name for member in members}
-    for member in members:
-        if isinstance(member, Ensemble):
-            names |= {step.model for step in member.steps} | _names_in(member.known)
+    """Return the names of `members` and of all that they are known to be made of."""
+    names: set[str] = set()
+    waiting, seen = list(members), set()
+    while waiting:
+        member = waiting.pop()
+        names.add(member.name)
+        if isinstance(member, Ensemble) and member not in seen:
+            seen.add(member)
+            names |= {step.model for step in member.steps}
+            waiting += member.known
     return names
 
 

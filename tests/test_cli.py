@@ -326,7 +326,7 @@ def test_the_settings_of_torchserve_become_those_of_gunicorn(tmp_path: Path) -> 
     assert found == [*addresses, "3", "30", "warning"]
     found = settings_of_gunicorn(tmp_path, SERVEKIT_TORCHSERVE="enable_metrics_api=false", WEB_CONCURRENCY="2")
     assert found == [*addresses[:2], "2", "30", "info"]
-    assert settings_of_gunicorn(tmp_path, WEB_CONCURRENCY="2") == ["127.0.0.1:5001", "2", "30", "-"]
+    assert settings_of_gunicorn(tmp_path, WEB_CONCURRENCY="2") == ["127.0.0.1:5001", "2", "30", "info"]
     assert " ".join(settings_of_gunicorn(tmp_path, SERVEKIT_TORCHSERVE="job_queue_size=0")) == (
         "servekit cannot start: job_queue_size=0 cannot be used; give a whole number from 1 on."
     )

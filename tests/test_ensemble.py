@@ -217,3 +217,32 @@ def test_a_chain_in_a_chain_is_a_model_and_no_circle() -> None:
     circle = ensemble(members, [Step("echo", None, {"RAW": "RAW"}, {"ANSWER": "ANSWER"})])
     with pytest.raises(ModelLoadError, match="it is a part of itself"):
         circle.connect()
+
+
+@pytest.mark.parametrize("first", ["double-0", "double-29"])
+def test_chains_that_double_at_each_level_are_refused_at_once(first: str) -> None:
+    members: dict[str, Model] = {"double--1": echo(4)}
+    for level in range(30):
+        below = f"double-{level - 1}"
+        given, taken = ("x", "x") if level == 0 else ("a", "b")
+        steps = [Step(below, None, {given: "a"}, {taken: "m"}), Step(below, None, {given: "m"}, {taken: "b"})]
+        doubled = ensemble(members, steps, (tensor("a", 4),), (tensor("b", 4),))
+        doubled.name = f"double-{level}"
+        members[doubled.name] = doubled
+    names = [first, *(name for name in members if name.startswith("double-") and name not in (first, "double--1"))]
+    refused = []
+    for name in names:
+        try:
+            members[name].connect()
+        except ModelLoadError as error:
+            refused.append(name)
+            assert "passes; at most 1000" in str(error) or "nested more than 20 deep" in str(error)
+    assert "double-29" in refused and "double-8" not in refused
+    with pytest.raises(NotReady):
+        members["double-29"].require_ready()
+
+
+def test_a_chain_has_so_many_steps_at_most() -> None:
+    steps = [Step("echo", None, {"x": f"t{step}"}, {"x": f"t{step + 1}"}) for step in range(1001)]
+    with pytest.raises(ModelLoadError, match="it has 1001 steps; at most 1000"):
+        ensemble({"echo": echo(4)}, steps, (tensor("t0", 4),), (tensor("t1001", 4),))
