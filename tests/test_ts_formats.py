@@ -19,6 +19,8 @@ from servekit.ts.torch_handler.formats import compile_options
 from tests.handler_archives import LINEAR, ask, request, start, write
 from tests.server import ROOT
 
+pytestmark = pytest.mark.slow
+
 EAGER = {"modelFile": "model.py", "serializedFile": "model.pth"}
 
 
