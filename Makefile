@@ -43,7 +43,7 @@ check: $(VENV)/.develop ## Lint and check types
 	@$(BIN)/isort --check --quiet .
 	@$(BIN)/mypy --no-error-summary
 
-bench: venv ## Measure servekit beside its own limits, about 9 minutes, into bench/results and bench/README.md
+bench: venv ## Measure servekit beside its own limits, into bench/results and bench/README.md
 	@$(BIN)/python -m train --missing
 	@$(BIN)/python -m bench
 
