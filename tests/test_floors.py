@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"errors", "config", "platforms", "logs", "memory"},
+    {"errors", "config", "platforms", "logs", "memory", "record"},
     {"tensors", "metrics", "exchange"},
     {"codecs", "spec", "signature", "desired", "state", "stores", "archive", "unpacking", "imports", "ts", "triton"},
     {"engines", "handlers", "batcher"},
