@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from servekit.errors import DeadlineExceeded, Overloaded
+from servekit.record import record
 from servekit.tensors import Tensors, concatenate, row_count, slice_rows
 
 TOO_LATE = "The server was too busy to answer before the deadline; try again later."
@@ -36,7 +37,10 @@ def remaining(deadline: float) -> float:
 class Job:
     """Rows on their way through one forward pass; when `done`, they have either `outputs` or an `error`."""
 
-    __slots__ = ("batcher", "deadline", "done", "error", "key", "outputs", "owner", "rows", "submitted", "tensors")
+    __slots__ = (
+        *("batcher", "deadline", "done", "error", "key", "outputs", "owner", "rows", "submitted", "tensors"),
+        *("pass_rows", "pass_seconds", "waited"),
+    )
 
     def __init__(self, batcher: "Batcher", tensors: Tensors, rows: int, deadline: float) -> None:
         self.batcher = batcher
@@ -50,6 +54,8 @@ class Job:
         self.error: BaseException | None = None
         self.done = False
         self.owner: Any = None  # whoever waits for it; the runner's
+        self.pass_rows = 0  # of the pass that it went through, those of others among them
+        self.pass_seconds = self.waited = 0.0  # what that pass took, and how long the job had waited for it
 
     def fail(self, error: BaseException) -> None:
         """Note that there is no answer."""
@@ -198,7 +204,7 @@ class Batcher:
     `is_long` says that a pass takes so long that an event loop should not wait for it. Such a pass may wait `max_delay`
     seconds for more rows, and when it has not come back after `max_seconds` (by default what the worker allows) it is
     given up with its worker, and `blame` told where it was. `observe` is told of every pass: its rows, its seconds, and
-    the seconds that each of its jobs had waited.
+    the seconds that each of its jobs had waited; `on_error` of an error of a shared pass that no request is told of.
     """
 
     def __init__(
@@ -210,6 +216,7 @@ class Batcher:
         max_delay: float = 0.0,
         max_seconds: float | None = None,
         blame: Callable[[str], None] = lambda text: None,
+        on_error: Callable[[Exception], None] = lambda error: None,
     ) -> None:
         self.engine = engine
         self.max_batch_rows = max_batch_rows
@@ -218,6 +225,7 @@ class Batcher:
         self.max_seconds = max_seconds
         self.blame = blame
         self.observe = observe
+        self.on_error = on_error
 
     def __call__(self, tensors: Tensors, deadline: float) -> Tensors:
         """Return the engine's outputs for all rows of `tensors`.
@@ -237,10 +245,24 @@ class Batcher:
 
     def _run(self, jobs: Sequence[Job]) -> list[Tensors]:
         _runner.run(jobs)
+        note_passes(jobs)
         for job in jobs:
             if job.error is not None:
                 raise job.error
         return [job.outputs for job in jobs]
+
+
+def note_passes(jobs: Sequence[Job]) -> None:
+    """Add what the passes of `jobs`, which were submitted together, took to the record of the request, if it has one."""
+    current = record.get()
+    if current is None:
+        return
+    before = 0.0  # a job waits while those before it run; that is no time in the line
+    for job in jobs:
+        waited = job.waited if job.pass_rows else time.monotonic() - job.submitted
+        waited = max(0.0, waited - before)
+        current.add_pass(job.pass_rows, waited, job.pass_seconds)
+        before += waited + job.pass_seconds
 
 
 def stream(batcher: Batcher, tensors: Tensors, deadline: float, parts: Parts) -> Iterator[bytes | Tensors]:
@@ -250,6 +272,7 @@ def stream(batcher: Batcher, tensors: Tensors, deadline: float, parts: Parts) ->
     """
     job = Job(batcher, tensors, row_count(tensors), deadline)
     yield from _runner.stream(job, parts)
+    note_passes([job])
     if job.error is not None:
         raise job.error
     yield job.outputs
@@ -307,13 +330,16 @@ def run_pass(jobs: list[Job]) -> None:
             raise RuntimeError(f"the network answers {rows} rows with another number of rows")
     except Exception as error:
         if len(jobs) == 1:
+            _note_pass(jobs, rows, started)
             jobs[0].fail(error)
         else:
             for job in jobs:
                 for alive in expire([job]):
                     run_pass([alive])
+            if all(job.error is None for job in jobs):
+                batcher.on_error(error)
         return
-    seconds = time.monotonic() - started
+    seconds = _note_pass(jobs, rows, started)
     start = 0
     for job in jobs:
         stop = start + job.rows
@@ -321,3 +347,11 @@ def run_pass(jobs: list[Job]) -> None:
         job.done = True
         start = stop
     batcher.observe(rows, seconds, [started - job.submitted for job in jobs])
+
+
+def _note_pass(jobs: Sequence[Job], rows: int, started: float) -> float:
+    """Note in `jobs` the pass of `rows` rows that they shared, and return its seconds."""
+    seconds = time.monotonic() - started
+    for job in jobs:
+        job.pass_rows, job.pass_seconds, job.waited = rows, seconds, started - job.submitted
+    return seconds
