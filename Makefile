@@ -15,7 +15,7 @@ PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 INSTALL_FAILED = { echo "The installation failed: read the message above, check the network and the free disk space, and run make again."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train serve test test-slow test-clients check bench bench-peers clean
+.PHONY: help venv train serve test test-slow test-clients check bench bench-peers faults clean
 
 help: ## List these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,10 @@ bench: venv ## Measure servekit beside its own limits, into bench/results and be
 bench-peers: venv ## Measure it beside TorchServe, Triton and others, about 20 minutes; installs them under .bench
 	@$(BIN)/python -m train --missing
 	@$(BIN)/python -m bench --peers
+
+faults: venv ## Kill, stop, starve and flood servers, and measure what clients see of it, into bench/faults/README.md
+	@$(BIN)/python -m train --missing
+	@$(BIN)/python -m bench.faults
 
 clean: ## Remove .venv, .clients, .bench, caches and what tests left; keep data and model_store
 	@rm -rf $(VENV) $(CLIENTS) .bench .mypy_cache .pytest_cache .coverage .coverage.* *.egg-info build dist

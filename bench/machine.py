@@ -55,7 +55,7 @@ def versions() -> dict[str, str]:
 
 def commit() -> dict[str, Any]:
     """Return the commit of the working tree, and whether files differ from it."""
-    status = _git("status", "--porcelain", "--", ":!bench/README.md", ":!bench/results", ":!bench/*.png")
+    status = _git("status", "--porcelain", "--", ":!bench/README.md", ":!bench/faults/README.md", ":!bench/results", ":!bench/*.png")
     return {"id": _git("rev-parse", "--short", "HEAD") or "unknown", "is_changed": bool(status)}
 
 

@@ -56,7 +56,7 @@ class Server:
         self.process = process
         self.port = port
         self.start_seconds = 0.0
-        self._log = log
+        self.log_file = log
 
     def members(self) -> list[int]:
         """Return the process ids of the server: master, workers, helpers."""
@@ -94,7 +94,7 @@ class Server:
 
     def log_tail(self) -> str:
         """Return the end of what it has printed, for a reason why it failed."""
-        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in self.log_file.read_text(errors="replace").splitlines() if line.strip()]
         return " | ".join(lines[-3:])[-400:]
 
     def wait_until_good(self, request: Request, answer: bytes) -> None:
