@@ -268,6 +268,6 @@ class Load:
         if client.current is not None:
             client.current.fault = fault
             client.current = None
-        self._clients.pop(client.sock.fileno(), None)
-        self._kept -= client.is_kept
+        if self._clients.pop(client.sock.fileno(), None):
+            self._kept -= client.is_kept
         client.sock.close()  # which also takes it out of epoll
