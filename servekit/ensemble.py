@@ -7,6 +7,7 @@ without an axis for them where it is not. Members are looked up when a request c
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from itertools import zip_longest
 from typing import Any
 
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 
 from servekit.errors import InvalidInput, ModelLoadError, ModelNotFound, NotReady
 from servekit.handlers.tensors import require_fit
+from servekit.metrics import ModelMeter
 from servekit.model import Model
+from servekit.record import record
 from servekit.signature import Signature
 from servekit.spec import ModelSpec, TensorSpec
 from servekit.tensors import Tensors, concatenate, row_count, slice_rows
@@ -138,12 +141,20 @@ class Ensemble(Model):
         started = time.monotonic()
         try:
             answer = self._chain(tensors, deadline)
-        except Exception:
-            self.meter.observe_failure(time.monotonic() - started)
+        except Exception as error:  # its member has counted what its own code raised
+            self.meter.observe_failure(error, time.monotonic() - started)
             raise
-        self.meter.observe(row_count(tensors), time.monotonic() - started, [0.0])
-        self.meter.observe_request(0.0, 0.0)
+        seconds = time.monotonic() - started
+        self.meter.observe(row_count(tensors), seconds, [0.0])
+        self.meter.observe_prediction(seconds)
+        if (current := record.get()) is not None:  # its members have named themselves
+            current.model, current.version = self.name, self.version
         return answer
+
+    @cached_property
+    def meter(self) -> ModelMeter:
+        """The metrics of this version, as of any other."""
+        return ModelMeter(self.name, self.version, "ensemble", self.device)
 
     def _chain(self, tensors: Tensors, deadline: float) -> Tensors:
         members = self._ready_members()

@@ -63,7 +63,11 @@ class Meter:
             metrics.observe_request(environ["REQUEST_METHOD"], route, int(status[:3]), seconds)
             return start_response(status, headers, exc_info)
 
-        return self._app(environ, start)
+        metrics.add_in_flight(1)
+        try:
+            return self._app(environ, start)
+        finally:
+            metrics.add_in_flight(-1)
 
 
 class Deadline:

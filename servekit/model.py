@@ -1,5 +1,6 @@
 """One loaded version of a model, and a request's way through it: preprocess, batched inference, postprocess."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -10,10 +11,13 @@ from servekit.batcher import Backlog, Batcher, Parts, give_way, remaining, strea
 from servekit.engines import Engine
 from servekit.errors import InvalidInput
 from servekit.handlers.base import Handler
-from servekit.metrics import ModelMeter
+from servekit.metrics import ModelMeter, add_rows_waiting, is_of_models_code
+from servekit.record import record
 from servekit.signature import Signature
-from servekit.spec import ModelSpec
+from servekit.spec import ONNX, WEIGHTS, ModelSpec
 from servekit.tensors import Tensors, concatenate, row_count, slice_rows
+
+log = logging.getLogger(__name__)
 
 # Name, kind ("counter", "gauge" or "histogram"), value, unit, dimensions of what the code of an archive measures.
 ReportMetric = Callable[[str, str, Any, str, Mapping[str, str]], None]
@@ -55,12 +59,15 @@ class Model:
         self._handler = handler
         self._backlog = backlog
         self._engine = engine
-        self._batcher = Batcher(engine, spec.max_batch_rows, observe=self._observe, **batching)
+        self._batcher = Batcher(engine, spec.max_batch_rows, observe=self._observe, on_error=self._note_hidden, **batching)
 
     @cached_property
     def meter(self) -> ModelMeter:
         """The metrics of this version. They appear when it is first asked for, so not for a model that is not served."""
-        return ModelMeter(self.name, self.version)
+        engine = type(self._engine).__module__.rpartition(".")[2]
+        files = self.spec.files
+        digest = files.get(ONNX if engine == "onnx" else WEIGHTS) or next(iter(files.values()), "")
+        return ModelMeter(self.name, self.version, engine, self.device, digest)
 
     def use_threads(self, threads: int) -> None:
         """Let an engine that runs others' code take so many threads of arithmetic; servekit's own take one."""
@@ -84,26 +91,28 @@ class Model:
         Raises Overloaded, InvalidInput for what the handler cannot read, DeadlineExceeded, or MemoryError.
         """
         started = time.monotonic()
+        rows = row_count(tensors)
         try:
-            return self._predict(tensors, deadline, started)
-        except Exception:
-            self.meter.observe_failure(time.monotonic() - started)
+            self._take_in(rows)
+            try:
+                return self._predict(tensors, rows, deadline, started)
+            finally:
+                self._let_go(rows)
+        except Exception as error:
+            self._note_failure(error, time.monotonic() - started)
             raise
 
-    def _predict(self, tensors: Tensors, deadline: float, started: float) -> Tensors:
-        rows = row_count(tensors)
-        self._backlog.enter(rows)
-        try:
-            deadline = self._waits_until(deadline)  # what is late already is not worth reading
-            inputs = self._read(tensors, rows, deadline)
-            read = time.monotonic()
-            outputs = self._batcher(inputs, deadline)
-            computed = time.monotonic()
-            answer = self._handler.postprocess(outputs)
-            self.meter.observe_request(read - started, time.monotonic() - computed)
-            return answer
-        finally:
-            self._backlog.leave(rows)
+    def _predict(self, tensors: Tensors, rows: int, deadline: float, started: float) -> Tensors:
+        deadline = self._waits_until(deadline)  # what is late already is not worth reading
+        inputs = self._read(tensors, rows, deadline)
+        read = time.monotonic()
+        outputs = self._batcher(inputs, deadline)
+        computed = time.monotonic()
+        answer = self._handler.postprocess(outputs)
+        done = time.monotonic()
+        self.meter.observe_prediction(done - started, read - started, done - computed)
+        _note_steps(read - started, done - computed)
+        return answer
 
     def _read(self, tensors: Tensors, rows: int, deadline: float) -> Tensors:
         """Return the inputs of the network; encoded rows one by one, between which others are served: images take long."""
@@ -122,14 +131,33 @@ class Model:
 
         Raises as `predict` does.
         """
-        self._backlog.enter(1)
+        started = time.monotonic()
         try:
-            remaining(deadline)
-            for part in stream(self._batcher, self._handler.preprocess(tensors), deadline, parts):
-                yield part if isinstance(part, bytes) else self._handler.postprocess(part)
-            self.meter.observe_request(0.0, 0.0)
-        finally:
-            self._backlog.leave(1)
+            self._take_in(1)
+            try:
+                yield from self._stream(tensors, deadline, parts, started)
+            finally:
+                self._let_go(1)
+        except Exception as error:
+            self._note_failure(error, time.monotonic() - started)
+            raise
+
+    def _stream(
+        self, tensors: Tensors, deadline: float, parts: Parts, started: float
+    ) -> Generator[bytes | Tensors, None, None]:
+        remaining(deadline)
+        inputs = self._handler.preprocess(tensors)
+        read, written = time.monotonic(), 0.0
+        for part in stream(self._batcher, inputs, deadline, parts):
+            if isinstance(part, bytes):
+                yield part
+                continue
+            computed = time.monotonic()
+            answer = self._handler.postprocess(part)
+            written = time.monotonic() - computed
+            yield answer
+        self.meter.observe_prediction(time.monotonic() - started, read - started, written)
+        _note_steps(read - started, written)
 
     def predict_each(self, requests: Sequence[Tensors], deadline: float) -> list[Tensors | InvalidInput]:
         """Return an answer, or what is wrong with it, for each of `requests`: a bad one fails alone.
@@ -137,37 +165,69 @@ class Model:
         Those that can be read go through the network together. Raises as `predict` does, but for InvalidInput.
         """
         rows, started = sum(map(row_count, requests)), time.monotonic()
-        self._backlog.enter(rows)
         try:
-            answers = self._predict_each(requests, self._waits_until(deadline))
-            self.meter.observe_request(0.0, 0.0)
-            return answers
-        except Exception:
-            self.meter.observe_failure(time.monotonic() - started)
+            self._take_in(rows)
+            try:
+                return self._predict_each(requests, self._waits_until(deadline), started)
+            finally:
+                self._let_go(rows)
+        except Exception as error:
+            self._note_failure(error, time.monotonic() - started, len(requests))
             raise
-        finally:
-            self._backlog.leave(rows)
 
-    def _predict_each(self, requests: Sequence[Tensors], deadline: float) -> list[Tensors | InvalidInput]:
+    def _predict_each(
+        self, requests: Sequence[Tensors], deadline: float, started: float
+    ) -> list[Tensors | InvalidInput]:
+        preprocess, postprocess = _Step(self._handler.preprocess), _Step(self._handler.postprocess)
         prepared = []
         for tensors in requests:
             give_way()  # reading a thousand large images takes time
             remaining(deadline)
-            prepared.append(_attempt(self._handler.preprocess, tensors))
+            prepared.append(preprocess.attempt(tensors))
         readable = [tensors for tensors in prepared if not isinstance(tensors, InvalidInput)]
-        if not readable:
-            return prepared
-        outputs = self._batcher(concatenate(readable), deadline)
-        answers: list[Tensors | InvalidInput] = []
-        start = 0
-        for request in prepared:
-            if isinstance(request, InvalidInput):
-                answers.append(request)
-                continue
-            stop = start + row_count(request)
-            answers.append(_attempt(self._handler.postprocess, slice_rows(outputs, slice(start, stop))))
-            start = stop
+        answers = prepared
+        if readable:
+            outputs = self._batcher(concatenate(readable), deadline)
+            answers, start = [], 0
+            for request in prepared:
+                if isinstance(request, InvalidInput):
+                    answers.append(request)
+                    continue
+                stop = start + row_count(request)
+                answers.append(postprocess.attempt(slice_rows(outputs, slice(start, stop))))
+                start = stop
+        bad = sum(isinstance(answer, InvalidInput) for answer in answers)
+        self.meter.count("invalid", bad)
+        self.meter.count("ok", len(answers) - bad)
+        self.meter.observe_times(time.monotonic() - started, preprocess.seconds, postprocess.seconds)
+        _note_steps(preprocess.seconds, postprocess.seconds)
         return answers
+
+    def _take_in(self, rows: int) -> None:
+        """Take in a request of `rows` rows, which `_let_go` lets go; raise Overloaded if there are too many."""
+        current = record.get()
+        if current is not None:
+            current.model, current.version = self.name, self.version
+            current.rows += rows
+        self._backlog.enter(rows)
+        add_rows_waiting(rows)
+
+    def _let_go(self, rows: int) -> None:
+        self._backlog.leave(rows)
+        add_rows_waiting(-rows)
+
+    def _note_failure(self, error: Exception, seconds: float, requests: int = 1) -> None:
+        """Count `requests` that ended in `error`."""
+        self.meter.observe_failure(error, seconds, requests)
+        if is_of_models_code(error):
+            self.meter.observe_error()
+        if (current := record.get()) is not None:
+            current.error = type(error).__name__
+
+    def _note_hidden(self, error: Exception) -> None:
+        """Count and log an error of a shared pass that no request is told of: one by one, its requests went through."""
+        self.meter.observe_error()
+        log.error("A shared pass of %s/%s failed; its requests went through one by one.", self.name, self.version, exc_info=error)
 
     def _waits_until(self, deadline: float) -> float:
         """Return until when a request waits for its pass; raise DeadlineExceeded if that is past."""
@@ -179,8 +239,26 @@ class Model:
         self.meter.observe(rows, seconds, waits)
 
 
-def _attempt(step: Callable[[Tensors], Tensors], tensors: Tensors) -> Tensors | InvalidInput:
-    try:
-        return step(tensors)
-    except InvalidInput as error:
-        return error
+class _Step:
+    """A step of a handler that is taken for several requests, and the seconds that it took for all."""
+
+    def __init__(self, step: Callable[[Tensors], Tensors]) -> None:
+        self._step = step
+        self.seconds = 0.0
+
+    def attempt(self, tensors: Tensors) -> Tensors | InvalidInput:
+        """Return what the step makes of `tensors`, or what is wrong with them."""
+        started = time.monotonic()
+        try:
+            return self._step(tensors)
+        except InvalidInput as error:
+            return error
+        finally:
+            self.seconds += time.monotonic() - started
+
+
+def _note_steps(preprocess: float, postprocess: float) -> None:
+    """Add what the handler's steps took to the record of the request, if it has one."""
+    if (current := record.get()) is not None:
+        current.preprocess_seconds += preprocess
+        current.postprocess_seconds += postprocess

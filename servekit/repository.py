@@ -28,7 +28,7 @@ from servekit.errors import (
 )
 from servekit.loading import load_entry
 from servekit.memory import free_garbage
-from servekit.metrics import observe_load_failure
+from servekit.metrics import observe_load
 from servekit.model import Model, ReportMetric, ignore_metric
 from servekit.state import Report, State
 from servekit.stores import entries_of
@@ -349,13 +349,15 @@ class Repository:
         def note(text: str) -> None:
             self.note_failure(*entry.key, text)
 
+        started = time.monotonic()
         try:
             model = load_entry(entry, self._settings, self._backlog, note, self._report_metric, self.get)
         except Exception as error:  # the disk and the code of a model may fail in any way
-            observe_load_failure(*entry.key)
+            observe_load(*entry.key, time.monotonic() - started, is_loaded=False)
             if isinstance(error, ModelLoadError):
                 raise
             raise ModelLoadError(f"The model {entry.name} cannot be loaded: {type(error).__name__}: {error}.") from error
+        observe_load(*entry.key, time.monotonic() - started, is_loaded=True)
         self._refused.pop(entry.key, None)
         self._errors.pop("/".join(entry.key), None)
         return model

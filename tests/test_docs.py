@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from servekit import metrics
 from servekit.app import create_app
 from servekit.config import PREFIX, Settings
 from servekit.errors import InvalidInput
+from servekit.metrics import families, meters
 from servekit.repository import Repository
 from tests.server import ROOT, Server, environment, wait_for
 from tests.test_spec import SPEC
@@ -41,12 +41,15 @@ def test_every_setting_is_documented_with_its_default() -> None:
 
 
 def test_every_metric_is_documented_with_its_labels() -> None:
-    for metric in vars(metrics).values():
-        if isinstance(metric, metrics.Counter | metrics.Histogram | metrics.Gauge):
+    documented = DOCS["docs/metrics.md"]
+    for metric in vars(families).values():
+        if isinstance(metric, families.Counter | families.Histogram | families.Gauge):
             family = metric.describe()[0]
             name = family.name + ("_total" if family.type == "counter" else "")
-            labels = ", ".join(f"`{label}`" for label in metric._labelnames)
-            assert f"| `{name}` | {labels} |" in DOCS["docs/operations.md"]
+            labels = ", ".join(f"`{label}`" for label in metric._labelnames) or "none"
+            assert f"| `{name}` | {labels} |" in documented
+    for words in (meters.OUTCOMES, meters.SHED_REASONS, meters.KEY_REASONS, meters.RESTART_REASONS):
+        assert all(f"`{word}`" in documented for word in words)
 
 
 OWN = ("predict", "linear", "mnist", "ops", "prometheus_metrics", "docs")  # blueprints of servekit's own routes

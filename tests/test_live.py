@@ -126,7 +126,7 @@ def test_folders_that_cannot_be_served_are_refused_with_the_reason_until_they_ar
             line = re.compile(rf"ERROR .*linear/{version} is not served, what was served goes on: .*{re.escape(reason)}")
             assert wait_for(lambda line=line: line.search(server.text()), seconds=SOON), server.text()
             assert prediction(server) == 10.0
-            failures = b'servekit_model_load_failures_total{model="linear",version="%d"} 1.0' % version
+            failures = b'servekit_model_loads_total{model="linear",result="failed",version="%d"} 1.0' % version
             assert failures in server.get("/metrics")[2]
         table = subprocess.run(
             [sys.executable, "-m", "servekit", "models", "--model-store", "store"],

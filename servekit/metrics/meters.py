@@ -1,0 +1,154 @@
+"""How the server counts: one function or method for each thing that happens, with its series looked up beforehand."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from http import HTTPMethod, HTTPStatus
+
+from servekit.errors import DeadlineExceeded, HandlerFailed, Overloaded, RequestError
+from servekit.metrics import families as to
+from servekit.metrics.statistics import statistics_meter
+from servekit.metrics.values import Update, adder, observer
+
+UNMATCHED = "unmatched"  # the route label of a request that no route takes
+OTHER = "other"  # the method label of a method that HTTP does not define
+
+OUTCOMES = ("ok", "invalid", "shed", "late", "failed")
+SHED_REASONS = ("rows", "bodies", "large", "connections", "rate", "deadline")
+KEY_REASONS = ("missing", "unknown", "forbidden")
+RESTART_REASONS = ("killed", "crashed", "stuck", "timeout", "memory", "max_requests", "exit")
+
+_METHODS = frozenset(HTTPMethod)
+
+
+@lru_cache(maxsize=1000)  # methods, routes and statuses are few; finding a series takes longer than counting
+def _request_series(method: str, route: str, status: int) -> tuple[Update, Update]:
+    return adder(to.requests.labels(method, route, status)), observer(to.request_seconds.labels(method, route))
+
+
+def observe_request(method: str, route: str, status: int, seconds: float) -> None:
+    """Count one answered request; `route` is a pattern of the route table or UNMATCHED."""
+    method = method if method in _METHODS else OTHER
+    count, observe = _request_series(method, route, status)
+    count(1)
+    observe(seconds)
+
+
+def observe_refusal(status: int) -> None:
+    """Count a request that the application never saw, because it was no HTTP, too large, or too slow to arrive."""
+    to.requests.labels(OTHER, UNMATCHED, status).inc()
+
+
+add_in_flight = adder(to.in_flight)
+add_rows_waiting = adder(to.rows_waiting)
+
+
+def observe_connections(number: int) -> None:
+    """Note how many connections this worker holds."""
+    to.connections.set(number)
+
+
+def observe_shed(reason: str) -> None:
+    """Count a request that is refused for want of room; `reason` is one of SHED_REASONS."""
+    to.shed.labels(reason).inc()
+
+
+def observe_refused_key(reason: str) -> None:
+    """Count a request that is refused for its key; `reason` is one of KEY_REASONS."""
+    to.refused_keys.labels(reason).inc()
+
+
+def observe_load(model: str, version: str, seconds: float, is_loaded: bool) -> None:
+    """Count a version that this worker has loaded in so many seconds, or could not load."""
+    to.model_loads.labels(model, version, "ok" if is_loaded else "failed").inc()
+    if is_loaded:
+        to.model_load_seconds.labels(model, version).observe(seconds)
+
+
+def observe_restart(reason: str) -> None:
+    """Count, in the master, a worker that has ended and is replaced; `reason` is one of RESTART_REASONS."""
+    to.worker_restarts.labels(reason).inc()
+
+
+def set_serving() -> None:
+    """Count this worker among those that serve."""
+    to.workers.set(1)
+
+
+def outcome_of(error: BaseException) -> str:
+    """Return what of OUTCOMES a prediction that ended in `error` is counted as."""
+    if isinstance(error, Overloaded):
+        return "shed"
+    if isinstance(error, DeadlineExceeded):
+        return "late"
+    is_clients = isinstance(error, RequestError) and error.status < HTTPStatus.INTERNAL_SERVER_ERROR
+    return "invalid" if is_clients else "failed"
+
+
+def is_of_models_code(error: BaseException) -> bool:
+    """Return True if `error` is an exception of a model's or handler's own code, which no request explains."""
+    if isinstance(error, HandlerFailed):
+        return error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return not isinstance(error, RequestError | MemoryError)
+
+
+class ModelMeter:
+    """The metrics and statistics of one loaded version, looked up once."""
+
+    def __init__(self, model: str, version: str, engine: str = "", device: str = "", sha256: str = "") -> None:
+        key = (model, version)
+        self._rows = adder(to.rows.labels(*key))
+        self._seconds = observer(to.inference_seconds.labels(*key))
+        self._waits = observer(to.queue_seconds.labels(*key))
+        self._batch_rows = observer(to.batch_rows.labels(*key))
+        self._outcomes = {outcome: adder(to.predictions.labels(*key, outcome)) for outcome in OUTCOMES}
+        self._prediction = observer(to.prediction_seconds.labels(*key))
+        self._preprocess = observer(to.preprocess_seconds.labels(*key))
+        self._postprocess = observer(to.postprocess_seconds.labels(*key))
+        self._misses = adder(to.deadline_misses.labels(*key))
+        self._errors = adder(to.handler_errors.labels(*key))
+        self._loaded = to.models_loaded.labels(*key)
+        self._info = to.model_info.labels(*key, engine, device, sha256) if engine else None
+        self._statistics = statistics_meter(model, version)
+
+    def set_loaded(self, is_loaded: bool = True) -> None:
+        """Count this worker among those that hold the version, or no more."""
+        self._loaded.set(int(is_loaded))
+        if self._info is not None:
+            self._info.set(int(is_loaded))
+
+    def observe(self, row_count: int, seconds: float, waits: Sequence[float]) -> None:
+        """Count one pass of `row_count` rows that took `seconds`, and whose requests had waited for `waits` seconds."""
+        self._rows(row_count)
+        self._batch_rows(row_count)
+        self._seconds(seconds)
+        self._waits(waits[0])
+        self._statistics.observe_pass(row_count, seconds, waits)
+
+    def observe_prediction(self, seconds: float, preprocess: float = 0.0, postprocess: float = 0.0) -> None:
+        """Count a prediction that took so many seconds in all, and in the steps before and after its passes."""
+        self._outcomes["ok"](1)
+        self.observe_times(seconds, preprocess, postprocess)
+
+    def observe_times(self, seconds: float, preprocess: float, postprocess: float) -> None:
+        """Note the times of a prediction that is counted otherwise."""
+        self._prediction(seconds)
+        self._preprocess(preprocess)
+        self._postprocess(postprocess)
+        self._statistics.observe_request(preprocess, postprocess)
+
+    def count(self, outcome: str, number: int) -> None:
+        """Count so many predictions by their outcome alone."""
+        if number:
+            self._outcomes[outcome](number)
+
+    def observe_failure(self, error: Exception, seconds: float, number: int = 1) -> None:
+        """Count predictions, by default one, that ended in `error` after so many seconds."""
+        outcome = outcome_of(error)
+        self.count(outcome, number)
+        if outcome == "late":
+            self._misses(number)
+        self._statistics.observe_failure(seconds)
+
+    def observe_error(self) -> None:
+        """Count an exception of the model's own code."""
+        self._errors(1)

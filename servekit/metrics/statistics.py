@@ -1,0 +1,123 @@
+"""What the statistics of protocols tell of a version, counted by all workers in memory that they share."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from glob import escape, glob
+from hashlib import sha256
+from mmap import mmap
+from pathlib import Path
+from struct import Struct
+from threading import Lock
+
+from servekit.config import MULTIPROCESS_DIR
+from servekit.metrics.cells import reserved_file
+from servekit.metrics.values import all_values
+
+
+@dataclass
+class Statistics:
+    """What the statistics of protocols tell of one version: counts, and sums of seconds; `last` is a time of the clock."""
+
+    requests: float = 0.0
+    input: float = 0.0
+    output: float = 0.0
+    waits: float = 0.0
+    joined: float = 0.0  # what passes took, for each of their requests but the first
+    failures: float = 0.0
+    failed: float = 0.0
+    last: float = 0.0
+    passes: dict[int, tuple[float, float]] = field(default_factory=dict)  # rows -> passes, and their seconds
+
+
+class StatisticsMeter:
+    """Counts what `Statistics` tells, in memory that all workers read; there is one a process and version.
+
+    Many sums are written at once: a value of Prometheus for each would cost a request four times as much.
+    """
+
+    def __init__(self, model: str, version: str) -> None:
+        self._lock = Lock()
+        self._memory = _statistics_memory(model, version)
+        self._sums = Statistics(*_SUMS.unpack_from(self._memory))
+
+    def observe_request(self, input_seconds: float, output_seconds: float) -> None:
+        """Count a request that was answered; reading it and writing its answer took so long."""
+        with self._lock:
+            self._sums.requests += 1
+            self._sums.input += input_seconds
+            self._sums.output += output_seconds
+            self._write()
+
+    def observe_failure(self, seconds: float) -> None:
+        """Count a request that got no answer, after so many seconds."""
+        with self._lock:
+            self._sums.failures += 1
+            self._sums.failed += seconds
+            self._write()
+
+    def observe_pass(self, row_count: int, seconds: float, waits: Sequence[float]) -> None:
+        """Count a pass, whose requests had waited for `waits` seconds; the first of them to end writes it all down."""
+        place = _SUMS.size + _PASSES.size * min(row_count, _MOST_ROWS)
+        with self._lock:
+            passes, total = _PASSES.unpack_from(self._memory, place)
+            self._memory[place : place + _PASSES.size] = _PASSES.pack(passes + 1, total + seconds)
+            self._sums.waits += sum(waits)
+            self._sums.joined += seconds * (len(waits) - 1)
+            self._sums.last = time.time()
+
+    def _write(self) -> None:
+        sums = self._sums
+        times = (sums.input, sums.output, sums.waits, sums.joined)
+        # At once: to pack into the memory writes zeros first, which others would read, and a kill would leave there.
+        self._memory[: _SUMS.size] = _SUMS.pack(sums.requests, *times, sums.failures, sums.failed, sums.last)
+
+
+_SUMS = Struct("<8d")  # the numbers of `Statistics`, in their order
+_PASSES = Struct("<2d")  # passes of so many rows, and their seconds
+_MOST_ROWS = 1024  # larger passes are counted as of so many
+_STATISTICS_SIZE = _SUMS.size + _PASSES.size * (_MOST_ROWS + 1)
+
+statistics_meter = cache(StatisticsMeter)
+
+
+def statistics(model: str, version: str) -> Statistics:
+    """Return the sums over all workers, also over those that have ended."""
+    if MULTIPROCESS_DIR in os.environ:
+        contents = [Path(name).read_bytes() for name in glob(_statistics_file(model, version, "*"))]
+    else:
+        contents = [bytes(statistics_meter(model, version)._memory)]
+    total = Statistics()
+    for content in contents:
+        if len(content) == _STATISTICS_SIZE:  # else it is just being made
+            _add(total, content)
+    return total
+
+
+def _add(total: Statistics, content: bytes) -> None:
+    one = Statistics(*_SUMS.unpack_from(content))
+    for name in ("requests", "input", "output", "waits", "joined", "failures", "failed"):
+        setattr(total, name, getattr(total, name) + getattr(one, name))
+    total.last = max(total.last, one.last)
+    for row_count, (passes, seconds) in enumerate(_PASSES.iter_unpack(content[_SUMS.size :])):
+        if passes:
+            before = total.passes.get(row_count, (0.0, 0.0))
+            total.passes[row_count] = before[0] + passes, before[1] + seconds
+
+
+def _statistics_file(model: str, version: str, owner: str) -> str:
+    folder = escape(os.environ[MULTIPROCESS_DIR]) if owner == "*" else os.environ[MULTIPROCESS_DIR]
+    name = sha256(f"{model}/{version}".encode()).hexdigest()[:32]  # names of models may be longer than those of files
+    return os.path.join(folder, f"statistics_{name}_{owner}.bin")
+
+
+def _statistics_memory(model: str, version: str) -> mmap | bytearray:
+    """Return where this process counts: in a file if workers share a folder. Who comes after it goes on in it."""
+    if MULTIPROCESS_DIR in os.environ:
+        try:
+            return reserved_file(_statistics_file(model, version, all_values.owner()), _STATISTICS_SIZE)
+        except OSError as error:
+            all_values.say_private(error)
+    return bytearray(_STATISTICS_SIZE)
