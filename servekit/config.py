@@ -46,6 +46,8 @@ class Settings:
     header_seconds: float = 10.0  # for the head of a request to arrive
     body_seconds: float = 30.0  # for its body; 25 MiB at 7 Mbit/s
     write_seconds: float = 30.0  # for the client to take its answer
+    slow_seconds: float = 1.0  # a request that takes longer gets a line in the log that says where the time went
+    tracing: bool = False  # send spans of requests by OpenTelemetry; its own OTEL_* variables say where to
     log_format: str = "text"  # "json" for one object a line, as log collectors want it
 
     def __post_init__(self) -> None:
@@ -56,7 +58,7 @@ class Settings:
         _require(self.max_workers > 0, "max_workers", "a number above 0")
         _require(self.max_body_bytes > 0, "max_body_bytes", "a number of bytes above 0")
         _require(self.max_waiting > 0, "max_waiting", "a number of rows above 0")
-        for name in ("deadline_seconds", "long_pass_seconds", "header_seconds", "body_seconds", "write_seconds"):
+        for name in ("deadline_seconds", "long_pass_seconds", "header_seconds", "body_seconds", "write_seconds", "slow_seconds"):
             seconds = getattr(self, name)
             _require(seconds > 0 and math.isfinite(seconds), name, "a number of seconds above 0")
         _require(self.log_format in LOG_FORMATS, "log_format", "one of: " + ", ".join(LOG_FORMATS))

@@ -16,6 +16,7 @@ from servekit.batcher import TOO_LATE, Result, beside
 from servekit.config import Settings
 from servekit.errors import DeadlineExceeded, InvalidInput, ModelNotFound, OutOfMemory, RequestError
 from servekit.exchange import RawRequest, RawResponse
+from servekit.logs import tell_failure
 from servekit.middleware import DEADLINE
 from servekit.model import Model
 from servekit.payload import MAX_PARTS, BodyInMemory, Payload
@@ -214,7 +215,7 @@ def _told(error: Exception) -> tuple[str, int, Sequence[tuple[str, str]]]:
     if isinstance(error, MemoryError):
         log.error("There was no memory for a request: %s", error)
         return _told(OutOfMemory("The server is short of memory; send less at once, or try again later."))
-    log.error("A request failed unexpectedly", exc_info=error)
+    tell_failure(log, error)
     message = "The server failed; its log says why, under the X-Request-Id of this answer."
     return message, HTTPStatus.INTERNAL_SERVER_ERROR, []
 

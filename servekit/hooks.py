@@ -28,7 +28,7 @@ from servekit.config import MULTIPROCESS_DIR, Settings
 from servekit.crew import follow_number, keep_instances, keep_number
 from servekit.desired import Desired
 from servekit.errors import Overloaded, StartupError
-from servekit.logs import ACCESS_LOGGER, TextFormatter, configure_handler, is_worth_a_line
+from servekit.logs import ACCESS_LOGGER, TextFormatter, configure_handler, is_worth_a_line, marked, trace_of_access
 from servekit.state import State
 from servekit.stores import entries_of
 
@@ -93,7 +93,8 @@ class Logger(glogging.Logger):
     def _write(self, handler: logging.StreamHandler[Any], atoms: "Atoms") -> None:
         formatter = cast(TextFormatter, handler.formatter)
         message = self._access_format % atoms
-        line = formatter.access_line(time.time(), atoms["{x-request-id}o"], message)
+        identity = marked(atoms["{x-request-id}o"], trace_of_access(atoms))
+        line = formatter.access_line(time.time(), identity, message)
         handler.acquire()
         try:
             handler.stream.write(line + handler.terminator)
@@ -115,6 +116,7 @@ class Atoms(dict[str, Any]):
         )
         self._sources = (resp, req, environ, request_time)
         self._logger = logger
+        self.environ: dict[str, Any] = environ  # of the request: its record and trace are in there
 
     def __missing__(self, name: str) -> Any:
         resp, _, environ, _ = self._sources

@@ -4,12 +4,20 @@ Standard library only; `servekit/hooks.py` puts these onto Gunicorn's own handle
 """
 
 import datetime
+import io
 import json
 import logging
 import os
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
+from http import HTTPStatus
+from typing import Any
+
+from servekit.record import Record, record
+from servekit.trace import Trace, trace
+
+RECORD, TRACE = "servekit.record", "servekit.trace"  # environ keys of WSGI: what a request has cost, and its trace
 
 NO_REQUEST = "-"
 request_id: ContextVar[str] = ContextVar("request_id", default=NO_REQUEST)
@@ -17,6 +25,7 @@ request_id: ContextVar[str] = ContextVar("request_id", default=NO_REQUEST)
 ACCESS_LOGGER = "gunicorn.access"
 # %(r)s is the request line as it was sent: percent-encoded, so no client can write a line break into the log.
 ACCESS_FORMAT = '%(h)s "%(r)s" %(s)s %(B)s bytes %(D)s us'
+_FIELDS = "fields"  # attribute of a LogRecord: more members for its line in JSON
 PROBE_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/metrics", "/ping"})
 
 
@@ -25,6 +34,52 @@ def _request_id_of(record: logging.LogRecord) -> str:
     if record.name == ACCESS_LOGGER and isinstance(record.args, Mapping):
         return str(record.args["{x-request-id}o"])
     return request_id.get()
+
+
+def _trace_of(record: logging.LogRecord) -> Trace | None:
+    if record.name == ACCESS_LOGGER and isinstance(record.args, Mapping):
+        return trace_of_access(record.args)
+    return trace.get()
+
+
+def trace_of_access(atoms: Mapping[str, Any]) -> Trace | None:
+    """Return the trace of the request that an access line is about; `atoms` are what the line may name."""
+    found = getattr(atoms, "environ", {}).get(TRACE)
+    return found if isinstance(found, Trace) else None
+
+
+def marked(identity: str, context: Trace | None) -> str:
+    """Return what stands for a request in a line of text: its id, and that of its trace if it is another."""
+    return identity if context is None or context.trace_id == identity else f"{identity} trace {context.trace_id}"
+
+
+def with_fields(log: logging.Logger, level: int, message: str, fields: Mapping[str, object]) -> None:
+    """Write a line whose JSON has `fields` as members, too."""
+    log.log(level, "%s", message, extra={_FIELDS: fields})
+
+
+def tell_failure(log: logging.Logger, error: BaseException) -> None:
+    """Write the traceback of what a request failed with, after one line on what it was and where its time went."""
+    taken = record.get() or Record()
+    log.error("A request failed unexpectedly; %s", taken, exc_info=error, extra={_FIELDS: taken.fields()})
+
+
+class Sparingly:
+    """Lets one line a second through, so that what goes wrong a thousand times a second does not fill the log."""
+
+    def __init__(self, seconds: float = 1.0) -> None:
+        self._seconds = seconds
+        self._next = 0.0
+        self._skipped = 0
+
+    def skipped(self, now: float) -> int | None:
+        """Return how many lines were left out since the last one, or None if this one is to be left out."""
+        if now < self._next:
+            self._skipped += 1
+            return None
+        self._next = now + self._seconds
+        skipped, self._skipped = self._skipped, 0
+        return skipped
 
 
 class TextFormatter(logging.Formatter):
@@ -36,7 +91,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Format `record`, with the id of the request it belongs to."""
-        record.request_id = _request_id_of(record)
+        record.request_id = marked(_request_id_of(record), _trace_of(record))
         return super().format(record)
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
@@ -55,26 +110,47 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (RFC 3339, UTC), level, logger, pid, request_id, message; more for an access."""
+    """One JSON object a line: ts (RFC 3339, UTC), level, logger, pid, request_id, msg; more for an access and a failure."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Format `record` as one line of JSON."""
         moment = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
         line: dict[str, object] = {
-            "time": moment.isoformat(timespec="milliseconds"),
+            "ts": moment.isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
             "pid": record.process,
             "request_id": _request_id_of(record),
-            "message": record.getMessage(),
         }
+        if context := _trace_of(record):
+            line |= {"trace_id": context.trace_id, "span_id": context.span_id}
+        line["msg"] = record.getMessage()
         if record.name == ACCESS_LOGGER and isinstance(record.args, Mapping):
-            atoms = record.args
-            line |= {"client": atoms["h"], "method": atoms["m"], "path": atoms["U"], "status": int(str(atoms["s"]))}
-            line |= {"bytes": atoms["B"], "duration_us": atoms["D"]}
+            line |= _access_fields(record.args)
+        line |= getattr(record, _FIELDS, {})
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
+
+
+def _access_fields(atoms: Mapping[str, Any]) -> dict[str, object]:
+    environ: Mapping[str, Any] = getattr(atoms, "environ", {})
+    status = int(str(atoms["s"]))
+    taken = environ.get(RECORD) or Record()
+    line: dict[str, object] = {"client": atoms["h"], "method": atoms["m"], "path": atoms["U"]}
+    line |= {"route": taken.route or None, "status": status, "duration_ms": int(atoms["D"]) / 1000}
+    line |= {"bytes_in": _body_bytes(environ), "bytes_out": atoms["B"]}
+    if status >= HTTPStatus.BAD_REQUEST:
+        line["error.type"] = str(status)  # as OpenTelemetry's conventions have it, unless the model knows better
+    return line | taken.fields()
+
+
+def _body_bytes(environ: Mapping[str, Any]) -> int | None:
+    length = str(environ.get("CONTENT_LENGTH") or "")
+    if length.isdecimal():
+        return int(length)
+    body = environ.get("wsgi.input")
+    return body.getbuffer().nbytes if isinstance(body, io.BytesIO) else None
 
 
 def is_worth_a_line(path: str, status: str) -> bool:

@@ -1,5 +1,6 @@
-"""What surrounds every request, as WSGI classes: its id, its meter, its deadline."""
+"""What surrounds every request, as WSGI classes: its id and trace, its meter, its deadline."""
 
+import logging
 import random
 import re
 import time
@@ -9,11 +10,15 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from servekit import metrics
 from servekit.config import ARRIVED, Settings
-from servekit.logs import request_id
+from servekit.logs import RECORD, TRACE, Sparingly, request_id, with_fields
+from servekit.record import Record, record
+from servekit.trace import Trace, trace, trace_of
 
 DEADLINE = "servekit.deadline"  # environ key: a time of the monotonic clock, in seconds
 _REQUEST = "werkzeug.request"  # environ key: Flask's request, which knows the route that it matched
 _VARIANTS = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}  # of a UUID: the first digit of its fourth part
+
+log = logging.getLogger(__name__)
 
 # An id from outside is written into logs and headers: letters, digits and the marks that id schemes use, at most 128.
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
@@ -26,7 +31,11 @@ def new_id() -> str:
 
 
 class RequestId:
-    """Gives each request an id, the client's `X-Request-Id` if it is sane, and puts it on the answer and in the log."""
+    """Gives each request an id and a record, and puts the id on the answer and in the log.
+
+    The id is the client's `X-Request-Id` if it is sane, else that of the trace that its `traceparent` names, else a new
+    one. Who reads the request's headers after this, as the code of models does, finds a `traceparent` to pass on.
+    """
 
     def __init__(self, app: WSGIApplication) -> None:
         self._app = app
@@ -34,33 +43,55 @@ class RequestId:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer with the header `X-Request-Id`."""
         given = environ.get("HTTP_X_REQUEST_ID", "")
-        identity = given if _SANE_ID.fullmatch(given) else new_id()
+        context = _trace_of(environ) if TRACE in environ or "HTTP_TRACEPARENT" in environ else None
+        identity = given if _SANE_ID.fullmatch(given) else context.trace_id if context is not None else new_id()
+        environ[RECORD] = taken = Record()
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Any:
             return start_response(status, [*headers, ("X-Request-Id", identity)], exc_info)
 
-        token = request_id.set(identity)
+        tokens = request_id.set(identity), record.set(taken), trace.set(context)
         try:
             return self._app(environ, start)
         finally:
-            request_id.reset(token)
+            request_id.reset(tokens[0])
+            record.reset(tokens[1])
+            trace.reset(tokens[2])
+
+
+def _trace_of(environ: WSGIEnvironment) -> Trace | None:
+    """Return the trace of a request, and put into its headers what is passed on; one that is none is passed on by nobody."""
+    parent, state = environ.pop("HTTP_TRACEPARENT", ""), environ.pop("HTTP_TRACESTATE", "")
+    found: Trace | None = environ.get(TRACE) or trace_of(parent, state)
+    if found is not None:
+        environ[TRACE] = found
+        environ["HTTP_TRACEPARENT"] = found.parent
+        if found.state:
+            environ["HTTP_TRACESTATE"] = found.state
+    return found
 
 
 class Meter:
-    """Counts requests and measures their time, by method, route pattern and status."""
+    """Counts requests and measures their time, by method, route pattern and status; says where that of a slow one went."""
 
-    def __init__(self, app: WSGIApplication) -> None:
+    def __init__(self, app: WSGIApplication, *, slow_seconds: float) -> None:
         self._app = app
+        self._slow_seconds = slow_seconds
+        self._sparingly = Sparingly()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer as the application does, and observe it."""
         started = time.monotonic()
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Any:
+            now = time.monotonic()
             rule = getattr(environ.get(_REQUEST), "url_rule", None)
             route = metrics.UNMATCHED if rule is None else rule.rule
-            seconds = time.monotonic() - started
-            metrics.observe_request(environ["REQUEST_METHOD"], route, int(status[:3]), seconds)
+            environ[RECORD].route = "" if rule is None else route  # Flask forgets the request before others ask for it
+            metrics.observe_request(environ["REQUEST_METHOD"], route, int(status[:3]), now - started)
+            seconds = now - environ.get(ARRIVED, started)
+            if seconds > self._slow_seconds and (skipped := self._sparingly.skipped(now)) is not None:
+                _tell_slow(environ, status, seconds, skipped)
             return start_response(status, headers, exc_info)
 
         metrics.add_in_flight(1)
@@ -68,6 +99,14 @@ class Meter:
             return self._app(environ, start)
         finally:
             metrics.add_in_flight(-1)
+
+
+def _tell_slow(environ: WSGIEnvironment, status: str, seconds: float, skipped: int) -> None:
+    """Write one line about a request that took long; `skipped` others got none."""
+    taken: Record = environ[RECORD]
+    others = f" (and {skipped} more since the last such line)" if skipped else ""
+    what = f"{environ['REQUEST_METHOD']} {taken.route or metrics.UNMATCHED} took {seconds:.3f} s and got {status[:3]}"
+    with_fields(log, logging.WARNING, f"Slow: {what}; {taken}{others}", taken.fields())
 
 
 class Deadline:
@@ -87,7 +126,7 @@ def stack(app: WSGIApplication, settings: Settings) -> WSGIApplication:
     """Put the layers around `app`, the first of the list outermost."""
     layers: list[tuple[type, dict[str, Any]]] = [
         (RequestId, {}),
-        (Meter, {}),
+        (Meter, {"slow_seconds": settings.slow_seconds}),
         (Deadline, {"seconds": settings.deadline_seconds}),
     ]
     for layer, options in reversed(layers):

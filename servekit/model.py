@@ -208,6 +208,7 @@ class Model:
         current = record.get()
         if current is not None:
             current.model, current.version = self.name, self.version
+            current.began = current.began or time.monotonic()
             current.rows += rows
         self._backlog.enter(rows)
         add_rows_waiting(rows)

@@ -4,6 +4,7 @@ Whoever wants to know sets `record` before the request begins; the model's parts
 """
 
 from contextvars import ContextVar
+from typing import Any
 
 
 class Record:
@@ -11,7 +12,7 @@ class Record:
 
     __slots__ = (
         *("model", "version", "rows", "batch_rows", "queue_seconds", "preprocess_seconds", "inference_seconds"),
-        *("postprocess_seconds", "error"),
+        *("postprocess_seconds", "error", "began", "route"),
     )
 
     def __init__(self) -> None:
@@ -24,12 +25,45 @@ class Record:
         self.inference_seconds = 0.0  # of its passes, whoever shared them
         self.postprocess_seconds = 0.0
         self.error = ""  # the name of the class of what ended it early
+        self.began = 0.0  # when a model was first asked, a time of the monotonic clock
+        self.route = ""  # the pattern that took the request, known once it is answered; "" if none did
 
     def add_pass(self, rows: int, waited: float, seconds: float) -> None:
         """Note a pass of `rows` rows of whomever, which took `seconds` and for which this request had `waited`."""
         self.batch_rows = max(self.batch_rows, rows)
         self.queue_seconds += waited
         self.inference_seconds += seconds
+
+    def __str__(self) -> str:
+        """Say in words what it was and where the time went."""
+        if not self.model:
+            return "no model was asked"
+        parts = [
+            f"preprocess {self.preprocess_seconds:.3f} s",
+            f"queue {self.queue_seconds:.3f} s",
+            f"pass of {_counted(self.batch_rows)} {self.inference_seconds:.3f} s",
+            f"postprocess {self.postprocess_seconds:.3f} s",
+        ]
+        failure = f", failed with {self.error}" if self.error else ""
+        return f"{self.model}/{self.version}, {_counted(self.rows)}: {', '.join(parts)}{failure}"
+
+    def fields(self) -> dict[str, Any]:
+        """Return it as members of a log line in JSON; times in milliseconds. Without a model there are none."""
+        if not self.model:
+            return {"error.type": self.error} if self.error else {}
+        times = {
+            "queue_ms": self.queue_seconds,
+            "preprocess_ms": self.preprocess_seconds,
+            "infer_ms": self.inference_seconds,
+            "postprocess_ms": self.postprocess_seconds,
+        }
+        found: dict[str, Any] = {"model": self.model, "version": self.version, "rows": self.rows}
+        found |= {"batch_size": self.batch_rows} | {name: round(seconds * 1000, 3) for name, seconds in times.items()}
+        return found | ({"error.type": self.error} if self.error else {})
+
+
+def _counted(rows: int) -> str:
+    return f"{rows} row" if rows == 1 else f"{rows} rows"
 
 
 record: ContextVar[Record | None] = ContextVar("record", default=None)

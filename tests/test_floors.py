@@ -8,13 +8,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"errors", "config", "platforms", "logs", "memory", "record"},
+    {"errors", "config", "platforms", "logs", "memory", "record", "trace"},
     {"tensors", "metrics", "exchange"},
     {"codecs", "spec", "signature", "desired", "state", "stores", "archive", "unpacking", "imports", "ts", "triton"},
     {"engines", "handlers", "batcher"},
     {"model", "loading", "ensemble"},
     {"repository"},
-    {"payload", "ext", "lean", "middleware", "hooks", "crew", "follow", "torchserve", "openapi", "serving"}
+    {"payload", "ext", "lean", "middleware", "tracing", "hooks", "crew", "follow", "torchserve", "openapi", "serving"}
     | {"board", "clients", "connection", "gateway", "http1", "turns", "watchdog", "worker"},
     {"blueprints"},
     {"apis", "app", "server"},

@@ -21,7 +21,7 @@ from servekit.grpc.status import NO_ANSWER, UNREADABLE, Refused, require_ok
 INFERENCE, HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
 WATCH_SECONDS = 1.0
 LARGE_BYTES = 2**18  # of a message: from here on reading it takes tens of milliseconds
-_PASSED_ON = ("authorization", "x-request-id")  # metadata of a call that become headers of its request
+_PASSED_ON = ("authorization", "x-request-id", "traceparent", "tracestate")  # metadata of a call that become headers of its request
 _REQUEST_ID = "x-request-id"
 _MAX_DETAILS = 4000  # characters of a status; what is in a header may not be longer than the client's limit, 8 KiB
 

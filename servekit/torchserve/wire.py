@@ -23,7 +23,7 @@ from servekit.errors import (
     UnsupportedMediaType,
 )
 from servekit.lean import PlainResponse
-from servekit.logs import request_id
+from servekit.logs import request_id, tell_failure
 from servekit.middleware import new_id
 from servekit.payload import FORM, MAX_PARTS, MULTIPART, split_uploads
 from servekit.tensors import Tensors
@@ -229,7 +229,7 @@ def render(error: Exception) -> Response:
         log.error("There was no memory for a request: %s", error)
         return refuse("OutOfMemoryError", "Out of resources")
     if not isinstance(error, RequestError):
-        log.error("A request failed unexpectedly", exc_info=error)
+        tell_failure(log, error)
         return refuse("InternalServerException", _FAILED)
     if isinstance(error, DeadlineExceeded):  # TorchServe ends a worker that is late, and its clients know this answer
         return refuse("InternalServerException", "Worker died.")
