@@ -45,6 +45,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     if properties:
         add_torchserve(app, repository, properties)
     app.wsgi_app = middleware.stack(app.wsgi_app, settings)  # type: ignore[assignment,method-assign]
+    if settings.tracing:
+        from servekit.tracing import Tracing, provider  # OpenTelemetry's packages are an extra
+
+        app.wsgi_app = Tracing(app.wsgi_app, provider=provider())  # type: ignore[method-assign]
     return app
 
 
