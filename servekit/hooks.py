@@ -10,12 +10,9 @@ import logging
 import math
 import multiprocessing
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from gunicorn import glogging
@@ -29,6 +26,8 @@ from servekit.crew import follow_number, keep_instances, keep_number
 from servekit.desired import Desired
 from servekit.errors import Overloaded, StartupError
 from servekit.logs import ACCESS_LOGGER, TextFormatter, configure_handler, is_worth_a_line, marked, trace_of_access
+from servekit.metrics import prepare_folder, set_serving
+from servekit.roster import Roster
 from servekit.state import State
 from servekit.stores import entries_of
 
@@ -159,13 +158,15 @@ class StartupState:
 
 _startup: StartupState | None = None  # made by the master before it forks; None outside Gunicorn
 _state: State | None = None  # likewise
+_roster: Roster | None = None  # likewise
 _worker: Worker | None = None  # this process, if it is a worker
 
 
 def on_starting(server: Arbiter) -> None:
     """Prepare the master: what its workers share, what they should serve, a guard for reloads."""
-    global _startup
-    _prepare_metrics_dir()
+    global _startup, _roster
+    prepare_folder()
+    _roster = Roster(server)
     settings = Settings.from_environ(os.environ)
     try:
         _prepare_state(server, settings)
@@ -191,11 +192,18 @@ def on_starting(server: Arbiter) -> None:
     server.reload = reload_if_servable
 
 
+def pre_fork(server: Arbiter, worker: Worker) -> None:
+    """Find a slot for a worker that is about to be forked."""
+    assert _roster is not None
+    _roster.admit(worker)
+
+
 def post_fork(server: Arbiter, worker: Worker) -> None:
     """Remember in the new process which worker it is."""
     global _worker
     _worker = worker
-    assert _state is not None
+    assert _state is not None and _roster is not None
+    _roster.begin(worker)
     _state.join()
     if getattr(worker, "leaves", False):
         return
@@ -219,10 +227,10 @@ def post_worker_init(worker: Worker) -> None:
     assert _startup is not None and _state is not None
     from servekit.ext import repository_of, why_no_default  # not in the master: they import Flask and numpy
     from servekit.follow import start_following
-
     repository = repository_of(worker.wsgi)
     settings = Settings.from_environ(os.environ)
     start_following(repository, _state, settings)
+    set_serving()
     models = repository.models
     had_started = _startup.has_started()
     if _startup.add_ready():
@@ -235,9 +243,8 @@ def post_worker_init(worker: Worker) -> None:
 
 def child_exit(server: Arbiter, worker: Worker) -> None:
     """Take a worker that has ended out of the metrics, and out of those that others wait for."""
-    from servekit.metrics import mark_worker_dead  # not before the folder of the metrics is set
-
-    mark_worker_dead(worker.pid)
+    if _roster is not None:
+        _roster.dismiss(worker)
     if _state is not None:
         _state.forget(worker.pid)
 
@@ -371,24 +378,3 @@ def _look_again(workers: int) -> str:
     except OSError as error:
         return f"what is to be served cannot be written down ({error.strerror})"
     return ""
-
-
-def _prepare_metrics_dir() -> None:
-    """Name a folder for the workers' metrics: the user's, emptied of an earlier run, or a new one in memory."""
-    if given := os.environ.get(MULTIPROCESS_DIR):
-        folder = Path(given)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for file in (*folder.glob("*.db"), *folder.glob("statistics_*.bin")):
-                file.unlink()
-        except OSError as error:
-            raise RuntimeError(f"{MULTIPROCESS_DIR}={given} cannot be used as a folder: {error.strerror}.") from None
-        return
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    os.environ[MULTIPROCESS_DIR] = tempfile.mkdtemp(prefix=f"servekit-metrics-{os.getpid()}-", dir=memory)
-    atexit.register(_remove_metrics_dir, os.environ[MULTIPROCESS_DIR], os.getpid())
-
-
-def _remove_metrics_dir(folder: str, master: int) -> None:
-    if os.getpid() == master:  # its workers run what the master has registered, too
-        shutil.rmtree(folder, ignore_errors=True)

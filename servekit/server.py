@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 from servekit.config import PREFIX, usable_cores
 from servekit.errors import SettingError
-from servekit.hooks import Logger, child_exit, on_starting, post_fork, post_worker_init  # noqa: F401
+from servekit.hooks import Logger, child_exit, on_starting, post_fork, post_worker_init, pre_fork  # noqa: F401
 from servekit.logs import ACCESS_FORMAT
 from servekit.platforms import AUTO, Platform, platform_of
 from servekit.torchserve.properties import Properties

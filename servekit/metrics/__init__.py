@@ -6,8 +6,10 @@ its own keeps it in a `Page`; neither page shows what is on the other.
 """
 
 from servekit.metrics.exposition import init_app, render
+from servekit.metrics.folder import prepare_folder
 from servekit.metrics.meters import (
     OTHER,
+    RESTART_REASONS,
     UNMATCHED,
     ModelMeter,
     add_in_flight,
@@ -30,6 +32,7 @@ from servekit.metrics.values import Update, mark_worker_dead, slot_name, use_slo
 __all__ = [
     "OTHER",
     "PAGE_LIMIT",
+    "RESTART_REASONS",
     "UNMATCHED",
     "Family",
     "ModelMeter",
@@ -51,6 +54,7 @@ __all__ = [
     "observe_shed",
     "outcome_of",
     "page",
+    "prepare_folder",
     "render",
     "set_serving",
     "slot_name",

@@ -64,9 +64,9 @@ def observe_load(model: str, version: str, seconds: float, is_loaded: bool) -> N
         to.model_load_seconds.labels(model, version).observe(seconds)
 
 
-def observe_restart(reason: str) -> None:
+def observe_restart(reason: str, number: int = 1) -> None:
     """Count, in the master, a worker that has ended and is replaced; `reason` is one of RESTART_REASONS."""
-    to.worker_restarts.labels(reason).inc()
+    to.worker_restarts.labels(reason).inc(number)
 
 
 def set_serving() -> None:

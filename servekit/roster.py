@@ -1,0 +1,94 @@
+"""Which workers Gunicorn's master has: the slot of each, in which it counts, and why those that ended did.
+
+A worker says why it ends by its exit status, as far as it knows. The master, which alone sees the others' deaths,
+counts them. It does not see the reason of a worker that ends while others are being looked at; that is taken for a kill.
+"""
+
+import contextlib
+import os
+import signal
+from typing import Any
+
+from gunicorn.arbiter import Arbiter
+from gunicorn.workers.base import Worker
+
+from servekit.metrics import RESTART_REASONS, mark_worker_dead, observe_restart, slot_name, use_slot
+
+STUCK_STATUS = 71  # exit statuses: nothing came back,
+MEMORY_STATUS = 72  # and too much memory was held
+
+_REASONS = {STUCK_STATUS: "stuck", MEMORY_STATUS: "memory"}
+_STOPS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
+
+
+class Roster:
+    """The workers of `server`; made in the master before it forks."""
+
+    def __init__(self, server: Arbiter) -> None:
+        use_slot(None)
+        for reason in RESTART_REASONS:  # a rate cannot see the first count of a series that comes with it
+            observe_restart(reason, 0)
+        self._slots: dict[int, Worker] = {}
+        self._told: set[Worker] = set()  # to stop, so that their end is no surprise
+        self._ends: dict[Worker, Any] = {}
+        self._kill, self._reap = server.kill_worker, server.reap_workers
+        server.kill_worker, server.reap_workers = self._note_and_kill, self._look_and_reap
+
+    def admit(self, worker: Worker) -> None:
+        """Give `worker`, which is about to be forked, the lowest free slot."""
+        slot = 0
+        while slot in self._slots:
+            slot += 1
+        self._slots[slot] = worker
+
+    def begin(self, worker: Worker) -> None:
+        """Count in the slot of `worker` from now on, if it has one; called in its process."""
+        if (slot := self._slot_of(worker)) is not None:
+            use_slot(slot)
+
+    def dismiss(self, worker: Worker) -> None:
+        """Free the slot of `worker`, which has ended, and count why, unless it was told to."""
+        end, slot = self._ends.pop(worker, None), self._slot_of(worker)
+        if slot is None:  # the operator's own pre_fork has taken the place of ours: it counted as a process
+            mark_worker_dead(worker.pid)
+            return
+        mark_worker_dead(slot_name(slot))
+        del self._slots[slot]
+        if worker in self._told:
+            self._told.discard(worker)
+        else:
+            observe_restart(_reason(worker, end))
+
+    def _slot_of(self, worker: Worker) -> int | None:
+        return next((slot for slot, each in self._slots.items() if each is worker), None)
+
+    def _note_and_kill(self, pid: int, number: int) -> None:
+        for worker in self._slots.values():
+            # What does not heed the signal to abort is killed; it has been counted by then as what it was.
+            if worker.pid == pid and not worker.aborted and number != signal.SIGABRT:
+                self._told.add(worker)
+        self._kill(pid, number)
+
+    def _look_and_reap(self) -> None:
+        """Look how workers have ended before Gunicorn takes them away, which keeps it to itself."""
+        for worker in list(self._slots.values()):
+            with contextlib.suppress(ChildProcessError, AttributeError, TypeError):  # macOS lacks it; none is forked yet
+                end = os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if end is not None:
+                    self._ends[worker] = end
+        self._reap()
+
+
+def _reason(worker: Worker, end: Any) -> str:
+    """Return why `worker` ended as it did, in a word of RESTART_REASONS; `end` is what `os.waitid` has said."""
+    if worker.aborted:
+        return "timeout"
+    if end is None:
+        return "killed"
+    if end.si_code == os.CLD_EXITED:
+        if end.si_status == 0 and worker.cfg.max_requests:
+            return "max_requests"
+        return _REASONS.get(end.si_status, "exit")
+    if end.si_status == signal.SIGKILL:
+        return "killed"
+    return "exit" if end.si_status in _STOPS else "crashed"
