@@ -30,6 +30,7 @@ from servekit.connection import ClientGone, Connection, Phase
 from servekit.gateway import Gateway, Response, refusal
 from servekit.hooks import worker_stops
 from servekit.http1 import Limits, Refused, Request
+from servekit.roster import STUCK_STATUS
 from servekit.watchdog import Watchdog
 
 TICK_SECONDS = 0.5  # between two looks at the clock, for deadlines and for the heartbeat
@@ -69,7 +70,7 @@ class Worker(base.Worker):
     def load_wsgi(self) -> None:
         """Prepare the loop and load the application; Gunicorn calls this once signals are heard."""
         from servekit.batcher import use_runner
-        from servekit.metrics import observe_refusal
+        from servekit.metrics import observe_connections, observe_refusal
         from servekit.turns import Turns
 
         settings, cfg = Settings.from_environ(os.environ), self.cfg
@@ -95,6 +96,7 @@ class Worker(base.Worker):
         if self.pre_request is PreRequest.pre_request and self.log.loglevel > logging.DEBUG:
             self.pre_request = _nothing  # Gunicorn's own writes a line for debugging
         self.logs_access, self.keeps_alive = self.log.access_log_enabled, cfg.keepalive > 0
+        self.observe_connections = observe_connections
         use_runner(self.turns)
         super().load_wsgi()
 
@@ -181,6 +183,7 @@ class Worker(base.Worker):
             self.log.info("Parent changed, shutting down: %s", self)
             self.alive = False
         self.clients.expire(now)
+        self.observe_connections(len(self.clients))
         if self.board and self.alive:
             self.board.note(len(self.clients), now)
         began, seconds = self.turns.long_pass
@@ -346,7 +349,7 @@ class Worker(base.Worker):
             writer.start()
             writer.join(LAST_WORDS_SECONDS)
         finally:
-            os._exit(1)
+            os._exit(STUCK_STATUS)
 
 
 def _nothing(worker: Worker, request: Request) -> None:
