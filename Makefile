@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The real clients have dependencies that differ from ours.
 CLIENTS := .clients
+# The oldest versions that setup.cfg allows.
+MINIMAL := .minimal
+EXTRAS := fast,onnx,triton,grpc,openapi,torchserve,keys,tracing,train
 # Another package index for torch, for builds that the default index does not have (CPU only, another CUDA).
 TORCH_INDEX ?=
 # Several checkouts may share MNIST: without a data/mnist of its own this one takes a shared/data/mnist beside it.
@@ -15,10 +18,10 @@ PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 INSTALL_FAILED = { echo "The installation failed: read the message above, check the network and the free disk space, and run make again."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train serve test test-slow test-clients check bench bench-peers faults clean
+.PHONY: help venv train serve test test-slow test-clients test-optimized test-minimal test-deploy fuzz check bench bench-peers faults clean
 
 help: ## List these verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(VENV)/.serve ## Make .venv with what serving and training need
 
@@ -38,10 +41,23 @@ test-slow: $(VENV)/.develop ## Run the tests that load the machine or measure ti
 test-clients: $(VENV)/.serve $(CLIENTS)/.made ## Ask servers with the real clients of every contract; installs those into .clients
 	@SERVEKIT_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/pytest tests/clients
 
-check: $(VENV)/.develop ## Lint and check types
+test-optimized: $(VENV)/.develop ## Run the tests of security as python -O runs them, without any assert but the tests' own
+	@$(BIN)/python -O -m pytest --no-cov --numprocesses auto --dist loadfile tests/security
+
+test-minimal: $(MINIMAL)/.made ## Run the tests with the oldest versions that setup.cfg allows; installs those into .minimal
+	@$(MINIMAL)/bin/python -m pytest -m "not slow" --no-cov --numprocesses auto --dist loadfile
+
+test-deploy: $(VENV)/.develop ## Check deploy/ with a real Prometheus, which must be installed
+	@$(BIN)/python -m pytest --no-cov tests/deploy
+
+fuzz: $(VENV)/.develop ## Look for what breaks codecs, parsers and contracts with new examples each time, about 10 minutes
+	@$(BIN)/python -m pytest --no-cov --hypothesis-profile search --numprocesses auto tests/fuzz
+
+check: $(VENV)/.develop ## Lint, check types, and look for what is known to be unsafe
 	@$(BIN)/flake8
 	@$(BIN)/isort --check --quiet .
 	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/bandit --ini setup.cfg --quiet --recursive
 
 bench: venv ## Measure servekit beside its own limits, into bench/results and bench/README.md
 	@$(BIN)/python -m train --missing
@@ -55,8 +71,8 @@ faults: venv ## Kill, stop, starve and flood servers, and measure what clients s
 	@$(BIN)/python -m train --missing
 	@$(BIN)/python -m bench.faults
 
-clean: ## Remove .venv, .clients, .bench, caches and what tests left; keep data and model_store
-	@rm -rf $(VENV) $(CLIENTS) .bench .mypy_cache .pytest_cache .coverage .coverage.* *.egg-info build dist
+clean: ## Remove .venv, .clients, .minimal, .bench, caches and what tests left; keep data and model_store
+	@rm -rf $(VENV) $(CLIENTS) $(MINIMAL) .bench .hypothesis .mypy_cache .pytest_cache .coverage .coverage.* *.egg-info build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:
@@ -69,12 +85,20 @@ $(VENV)/.made:
 $(VENV)/.serve: $(VENV)/.made setup.cfg pyproject.toml constraints.txt
 	@echo "Installing what serving and training need into $(VENV) (the first time takes minutes) ..."
 	@test -z "$(TORCH_INDEX)" || $(PIP) --index-url "$(TORCH_INDEX)" torch || $(INSTALL_FAILED)
-	@$(PIP) --editable '.[fast,onnx,triton,grpc,openapi,torchserve,train]' || $(INSTALL_FAILED)
+	@$(PIP) --editable '.[$(EXTRAS)]' || $(INSTALL_FAILED)
 	@touch $@
 
 $(VENV)/.develop: $(VENV)/.serve
 	@echo "Installing what tests and checks need into $(VENV) ..."
-	@$(PIP) --editable '.[fast,onnx,triton,grpc,openapi,torchserve,train,test,check]' || $(INSTALL_FAILED)
+	@$(PIP) --editable '.[$(EXTRAS),test,check]' || $(INSTALL_FAILED)
+	@touch $@
+
+$(MINIMAL)/.made: $(VENV)/.made setup.cfg constraints-minimal.txt
+	@echo "Installing the oldest versions that setup.cfg allows into $(MINIMAL) (takes minutes) ..."
+	@$(BIN)/python -m venv --clear $(MINIMAL)
+	@test -z "$(TORCH_INDEX)" || $(MINIMAL)/bin/python -m pip install --quiet --constraint constraints-minimal.txt \
+	  --index-url "$(TORCH_INDEX)" torch || $(INSTALL_FAILED)
+	@$(MINIMAL)/bin/python -m pip install --quiet --constraint constraints-minimal.txt --editable '.[$(EXTRAS),test]' || $(INSTALL_FAILED)
 	@touch $@
 
 $(CLIENTS)/.made: $(VENV)/.made tests/clients/requirements.txt

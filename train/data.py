@@ -128,7 +128,8 @@ def _fetch(name: str, digest: str, mirrors: tuple[str, ...]) -> bytes:
     failure: Exception = DataError("There is no mirror to download from.")
     for mirror in mirrors:
         try:
-            with urllib.request.urlopen(mirror + name, timeout=TIMEOUT_SECONDS) as response:
+            url = mirror + name
+            with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:  # nosec B310  # of MIRRORS, all https
                 compressed = _read_in_time(response)
             with gzip.open(io.BytesIO(compressed)) as content:
                 if sha256(content.read(MAX_CONTENT_BYTES)) == digest:

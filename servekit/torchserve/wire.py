@@ -51,7 +51,7 @@ _NAMES = {
         f"HTTP_TS_REQUEST_SEQUENCE_{part}": f"ts_request_sequence_{part.lower()}" for part in ("ID", "START", "END")
     },
 }
-_SECRET = "HTTP_AUTHORIZATION"  # a key to the server is none of a handler's business
+_SECRET = "HTTP_AUTHORIZATION"  # nosec B105  # where a key stands, which is none of a handler's business
 _FIELD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t -~\x80-\xff]*")  # RFC 9110, sections 5.1 and 5.5
 _REASON = re.compile(r"[\t -~\x80-\xff]+")
 _SENDABLE = range(200, 1000)  # statuses that end an answer
