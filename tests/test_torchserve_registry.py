@@ -224,7 +224,7 @@ def test_an_archive_is_downloaded_and_nothing_stays_in_the_store(tmp_path: Path)
     store = make_store(tmp_path)
     content = make_archive(tmp_path / "far.mar", "far").read_bytes()
     with web_server({"/a/far.mar?x=1": (200, {}, content)}) as (address, asked):
-        entry = loader_for(tmp_path)[0].load(Registration(f"{address}/a/far.mar?x=1"))
+        entry = loader_for(tmp_path, f"allowed_urls={address}/.*")[0].load(Registration(f"{address}/a/far.mar?x=1"))
     assert (entry.key, entry.source) == (("far", "1.0"), f"{address}/a/far.mar?x=1")
     assert asked == ["/a/far.mar?x=1"]
     assert [path.name for path in Path(entry.folder).parent.iterdir()] == ["model"]
@@ -235,7 +235,7 @@ def test_an_archive_is_downloaded_and_nothing_stays_in_the_store(tmp_path: Path)
 def test_what_is_downloaded_may_have_any_name(tmp_path: Path, path: str) -> None:
     content = make_archive(tmp_path / "far.mar", "far").read_bytes()
     with web_server({path: (200, {}, content)}) as (address, _):
-        entry = loader_for(tmp_path)[0].load(Registration(address + path))
+        entry = loader_for(tmp_path, f"allowed_urls={address}/.*")[0].load(Registration(address + path))
     assert entry.name == "far"
     assert [child.name for child in Path(entry.folder).parent.iterdir()] == ["model"]
 
@@ -252,6 +252,18 @@ def test_a_url_that_is_not_allowed_is_not_connected_to(tmp_path: Path, allowed: 
     assert not repository.dropped
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "0.0.0.0", "127.1", "2130706433", "[::ffff:127.0.0.1]"])
+def test_only_the_operators_own_expressions_lead_a_client_into_a_private_network(tmp_path: Path, host: str) -> None:
+    loader, _, repository = loader_for(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.1)
+        url = f"http://{host}:{listener.getsockname()[1]}/x.mar"
+        assert refusal_of(loader, url) == ("DownloadArchiveException", f"Failed to download archive from: {url}")
+        with pytest.raises(TimeoutError):
+            listener.accept()
+    assert len(repository.dropped) == 1
+
+
 def test_a_redirect_is_followed_only_to_where_it_may_lead(tmp_path: Path) -> None:
     make_store(tmp_path)
     content = make_archive(tmp_path / "far.mar", "far").read_bytes()
@@ -266,12 +278,15 @@ def test_a_redirect_is_followed_only_to_where_it_may_lead(tmp_path: Path) -> Non
             "/user": address.replace("//", "//a@") + "/far.mar",
         }
         pages |= {path: (302, {"Location": target}, b"") for path, target in targets.items()}
-        assert loader_for(tmp_path)[0].load(Registration(f"{address}/same")).name == "far"
+        by_operator = loader_for(tmp_path)[0].load(Registration(f"{address}/same"), at_startup=True)
+        assert by_operator.name == "far"
         assert asked == ["/same", "/far.mar"]
         for path in ("/private", "/file", "/upward", "/user"):
             asked.clear()
             failure = ("DownloadArchiveException", f"Failed to download archive from: {address}{path}")
-            assert refusal_of(loader_for(tmp_path)[0], address + path) == failure
+            with pytest.raises(Refusal) as caught:
+                loader_for(tmp_path)[0].load(Registration(address + path), at_startup=True)
+            assert (caught.value.kind, str(caught.value)) == failure
             assert asked == [path]
         explicit = f"allowed_urls={address}/.*,http://localhost:{port}/.*"
         assert loader_for(tmp_path, explicit)[0].load(Registration(f"{address}/private")).name == "far"
@@ -287,10 +302,10 @@ def test_a_download_has_limits(tmp_path: Path) -> None:
     }
     with web_server(pages) as (address, _):
         for path, limits in {"/large.mar": {"max_bytes": 4999}, "/short.mar": {}, "/gone.mar": {}}.items():
-            loader, _, repository = loader_for(tmp_path, **limits)
+            loader, _, repository = loader_for(tmp_path, f"allowed_urls={address}/.*", **limits)
             assert refusal_of(loader, address + path)[0] == "DownloadArchiveException"
             assert len(repository.dropped) == 1 and not list((tmp_path / "unpacked").iterdir())
-        loader = loader_for(tmp_path, seconds=-1)[0]
+        loader = loader_for(tmp_path, f"allowed_urls={address}/.*", seconds=-1)[0]
         assert refusal_of(loader, f"{address}/large.mar")[0] == "DownloadArchiveException"
 
 

@@ -57,7 +57,7 @@ class Loader:
             if source is None:
                 source = folder.parent / "download" / base_name(wanted.url)  # whose last part may be the folder's own
                 source.parent.mkdir(mode=0o700)
-                self._sources.download(wanted.url, source)
+                self._sources.download(wanted.url, source, at_startup)
             archive.unpack(source, folder)
             if source.parent.parent == folder.parent:
                 shutil.rmtree(source.parent)  # downloaded, and no longer needed

@@ -3,7 +3,9 @@
 A name leads nowhere but into the store, and nothing is connected to before its URL is allowed. Standard library only.
 """
 
+import http.client
 import ipaddress
+import logging
 import os
 import re
 import socket
@@ -11,7 +13,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from http.client import HTTPException, HTTPMessage
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
@@ -19,6 +20,8 @@ from urllib.parse import unquote, urlsplit
 from servekit.spec import STATE_FOLDER
 from servekit.torchserve.properties import Properties
 from servekit.torchserve.refusals import Refusal
+
+log = logging.getLogger(__name__)
 
 MAX_DOWNLOAD_BYTES = 64 << 30
 DOWNLOAD_SECONDS = 1800.0  # for all of it
@@ -28,6 +31,7 @@ MAX_URL = 8192  # characters; who signs URLs needs two thousand
 _CHUNK = 2**20
 _SCHEME = re.compile(r"(https?|file)://", re.IGNORECASE)
 _DEFAULT_URLS = Properties().allowed_urls
+_PRIVATE = "its host is in a private network, or has no address; name it in allowed_urls to allow that"
 
 
 class Sources:
@@ -78,16 +82,25 @@ class Sources:
             return found
         raise not_found(url)
 
-    def download(self, url: str, path: Path) -> None:
-        """Fetch `url`, which `check` lets pass, into the new file `path`; raise Refusal if that fails."""
+    def download(self, url: str, path: Path, from_operator: bool = False) -> None:
+        """Fetch `url`, which `check` lets pass, into the new file `path`; raise Refusal if that fails.
+
+        A client leads the server into a private network, its own machine included, only where the operator's own
+        expressions name the place; the default one, which matches all, does not.
+        """
         until = time.monotonic() + self._seconds
+        is_public = self._allowed == _DEFAULT_URLS and not from_operator
         try:
             request = urllib.request.Request(url, headers={"User-Agent": "servekit"})
-            with _opener(lambda target: self._may_redirect(url, target)).open(request, timeout=SILENCE_SECONDS) as answer:
+            opener = _opener(lambda target: self._may_redirect(url, target), is_public and not _has_proxy(url))
+            if is_public and not _is_public(urlsplit(url).hostname or ""):
+                raise ValueError(_PRIVATE)
+            with opener.open(request, timeout=SILENCE_SECONDS) as answer:
                 self._save(answer, path, until)
-        except (OSError, HTTPException, ValueError) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             if isinstance(error, urllib.error.HTTPError):
                 error.close()  # it holds the connection
+            log.warning("%s was not downloaded: %s", base_name(url), error)
             path.unlink(missing_ok=True)
             raise Refusal("DownloadArchiveException", f"Failed to download archive from: {url}") from error
 
@@ -171,10 +184,54 @@ def _unquoted(text: str) -> str:
 
 def _is_public(host: str) -> bool:
     try:
-        found = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
-        return bool(found) and all(ipaddress.ip_address(each[4][0]).is_global for each in found)
+        return bool(_public_addresses(host, None))
     except (OSError, ValueError):
         return False
+
+
+def _public_addresses(host: str, port: int | None) -> list[tuple[str, int]]:
+    """Return the addresses of `host`; raise OSError if one of them is not for everybody."""
+    found = [each[4] for each in socket.getaddrinfo(host, port, proto=socket.IPPROTO_TCP)]
+    if not all(ipaddress.ip_address(address[0]).is_global for address in found):
+        raise OSError(_PRIVATE)
+    return [(str(address[0]), int(address[1])) for address in found]
+
+
+def _connect(address: tuple[str, int], timeout: float, source_address: Any = None) -> socket.socket:
+    """Connect as `socket.create_connection` does, to an address that was looked at: a name may mean another later."""
+    return socket.create_connection(_public_addresses(*address)[0], timeout, source_address)
+
+
+def _has_proxy(url: str) -> bool:
+    """Return True if the operator's environment has `url` fetched by another machine."""
+    parts = urlsplit(url)
+    return parts.scheme.lower() in urllib.request.getproxies() and not urllib.request.proxy_bypass(parts.netloc)
+
+
+class _PublicHTTP(http.client.HTTPConnection):
+    """A connection to a machine that everybody can reach."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._create_connection = _connect
+
+
+class _PublicHTTPS(http.client.HTTPSConnection):
+    """The same, with TLS, whose certificate is of the name that was asked for."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._create_connection = _connect
+
+
+class _PublicHTTPHandler(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_PublicHTTP, req)
+
+
+class _PublicHTTPSHandler(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_PublicHTTPS, req)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -184,7 +241,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         self._may_redirect = may_redirect
 
     def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
     ) -> Any:
         if not self._may_redirect(newurl):
             fp.close()
@@ -192,13 +249,13 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _opener(may_redirect: Callable[[str], bool]) -> urllib.request.OpenerDirector:
-    """Return what opens http and https URLs, and nothing else that urllib can."""
+def _opener(may_redirect: Callable[[str], bool], is_public: bool) -> urllib.request.OpenerDirector:
+    """Return what opens http and https URLs, with `is_public` those of public machines, and nothing else that urllib can."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
+        _PublicHTTPHandler() if is_public else urllib.request.HTTPHandler(),
+        _PublicHTTPSHandler() if is_public else urllib.request.HTTPSHandler(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.UnknownHandler(),
