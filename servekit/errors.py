@@ -7,6 +7,7 @@
     │       └── ArchiveRefused    a model archive that cannot be unpacked, read or written
     └── RequestError              a request gets no prediction
         ├── InvalidInput          400  what was sent cannot be understood
+        │   └── InputTooLarge     413  one input of the request would take too much to read
         ├── ModelNotFound         404  no such model is loaded
         │   └── VersionNotFound   404  no such version of it is loaded
         ├── VersionExists         409  that version is registered already
@@ -61,6 +62,12 @@ class InvalidInput(RequestError):
     """What was sent cannot be understood; the message says what would be."""
 
     status = HTTPStatus.BAD_REQUEST
+
+
+class InputTooLarge(InvalidInput):
+    """One input, such as an image, would take too much memory to read, whatever its place in the body."""
+
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
 
 class ModelNotFound(RequestError):

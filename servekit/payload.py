@@ -116,11 +116,18 @@ class Payload:
         return members[0] if members else None
 
 
+def require_plain(request: Request) -> None:
+    """Raise UnsupportedMediaType for a body that is compressed: what is no JSON or image then would puzzle its client."""
+    if request.environ.get("HTTP_CONTENT_ENCODING", "").strip().lower() not in ("", "identity"):
+        raise UnsupportedMediaType("Bodies are not read in that Content-Encoding here; send the body as it is, without one.")
+
+
 def read_payload(request: Request) -> Payload:
     """Read the whole body; raise InvalidInput, UnsupportedMediaType, or Werkzeug's 413 when it is over a limit.
 
     A raw PNG or JPEG counts as the member `file`. A request without a body carries nothing.
     """
+    require_plain(request)
     kind = request.environ.get("CONTENT_TYPE", "")
     if kind not in IMAGES and kind != FORM:  # as most clients write them
         kind = request.mimetype

@@ -29,6 +29,7 @@ from servekit.lean import PlainResponse
 from servekit.logs import request_id
 from servekit.model import Model
 from servekit.openapi import Example
+from servekit.payload import require_plain
 from servekit.platforms import azure_root
 from servekit.signature import Signature
 from servekit.tensors import Tensors, byte_count, bytes_tensor
@@ -66,6 +67,7 @@ def score() -> Response:
     if request.method not in ("GET", "POST"):
         is_question = request.method == "OPTIONS"
         return _message(HTTPStatus.OK, None) if is_question else _message(HTTPStatus.METHOD_NOT_ALLOWED, "Method not allowed")
+    require_plain(request)
     started = time.perf_counter()
     signature, body = model.signature, request.get_data(cache=False)
     answer = model.predict(ext.apart(len(body), lambda: _tensors(body, signature)), ext.deadline())

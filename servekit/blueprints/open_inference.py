@@ -115,9 +115,7 @@ def infer(name: str, version: str | None = None) -> Response:
     """Answer by a model: JSON tensors, binary ones after the JSON, or one raw input; compressed if that is accepted."""
     model = find_model(name, version)
     signature, environ = ext.signature_of(model), request.environ
-    body, encoding = request.get_data(cache=False), environ.get("HTTP_CONTENT_ENCODING")
-    if encoding:
-        body = inflate(body, encoding, ext.settings().max_body_bytes)
+    body = _sent()
     length = environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH")
     asked = ext.apart(len(body), lambda: read_request(body, length, model.name, signature))
     deadline, timeout = ext.deadline(), asked.parameters.timeout
@@ -162,7 +160,7 @@ def model_names() -> dict[str, list[str]]:
 @route("/v2/repository/index", "POST")
 def index() -> Response:
     """List every version in the store and its state; `{"ready": true}` asks for the loaded ones only."""
-    only_ready = read_parameters(request.get_data(cache=False)).get("ready", False)
+    only_ready = read_parameters(_sent()).get("ready", False)
     if type(only_ready) is not bool:
         raise InvalidInput("Invalid value for 'ready': expected a boolean")
     return jsonify(list_models(ext.repository(), ext.settings(), only_ready))
@@ -172,7 +170,7 @@ def index() -> Response:
 def load_model(name: str) -> Any:
     """Serve what the store holds of a model, in all workers; only where SERVEKIT_MANAGEMENT is on."""
     _require_management()
-    parameters = read_parameters(request.get_data(cache=False)).get("parameters") or {}
+    parameters = read_parameters(_sent()).get("parameters") or {}
     if not isinstance(parameters, dict):
         raise InvalidInput("The parameters of a load must be an object.")
     try:
@@ -189,7 +187,7 @@ def load_model(name: str) -> Any:
 def unload_model(name: str) -> dict[str, Any]:
     """Serve a model no more, in no worker; only where SERVEKIT_MANAGEMENT is on."""
     _require_management()
-    read_parameters(request.get_data(cache=False))
+    read_parameters(_sent())
     find_registered(name)
     unload(ext.repository(), name)
     return {"name": name, "unload": True}
@@ -277,6 +275,12 @@ def find_registered(name: str) -> None:
         ext.repository().find(name)
     except ModelNotFound:
         raise ModelNotFound(f"Request for unknown model: {quoted(name)} is not found") from None
+
+
+def _sent() -> bytes:
+    """Return the body, inflated if it is compressed."""
+    body, encoding = request.get_data(cache=False), request.environ.get("HTTP_CONTENT_ENCODING")
+    return inflate(body, encoding, ext.settings().max_body_bytes) if encoding else body
 
 
 def _require_management() -> None:

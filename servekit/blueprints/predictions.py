@@ -16,7 +16,7 @@ from servekit.errors import InvalidInput, ModelNotFound, VersionNotFound
 from servekit.lean import PlainResponse
 from servekit.model import Model
 from servekit.openapi import Example
-from servekit.payload import FORM, JSON, MULTIPART, Upload
+from servekit.payload import FORM, JSON, MULTIPART, Upload, require_plain
 from servekit.signature import Signature
 from servekit.spec import TensorSpec
 from servekit.tensors import Tensors, byte_count
@@ -66,6 +66,7 @@ def _model(name: str, version: str | None) -> Model:
 
 def _content() -> bytes:
     """Return what was sent: the body, or the part of a form that TorchServe's handlers would take."""
+    require_plain(request)
     body = request.get_data()
     is_form = request.mimetype == MULTIPART or request.mimetype == FORM and body.startswith(_NAMED)
     if not is_form:

@@ -31,6 +31,7 @@ from servekit.errors import (
 from servekit.lean import PlainResponse
 from servekit.model import Model
 from servekit.openapi import Example
+from servekit.payload import require_plain
 from servekit.platforms import MLFLOW
 from servekit.stores import model_entry
 from servekit.tensors import byte_count, row_count
@@ -109,6 +110,7 @@ def load_model() -> Response:
 
     404 for a folder that is not there, 409 for a model that is loaded, 507 when there is no memory for it.
     """
+    require_plain(request)
     sent = parse_json(request.get_data(cache=False))
     name, url = (sent.get(key) if isinstance(sent, dict) else None for key in ("model_name", "url"))
     if not isinstance(name, str) or not isinstance(url, str) or not _NAME.fullmatch(name):
@@ -173,6 +175,7 @@ def _invoke(model: Model) -> Response:
         return _pass_on(model, settings.default_accept if accept in ("", scoring.ANY) else accept)
     media = scoring.choose(accept, settings.default_accept)
     is_mlflow = settings.platform == MLFLOW
+    require_plain(request)
     body, content_type = request.get_data(cache=False), request.headers.get("Content-Type", "")
     scored = ext.apart(len(body), lambda: scoring.read(body, content_type, signature, has_header=is_mlflow))
     outputs = model.predict(scored.tensors, ext.deadline())

@@ -7,6 +7,7 @@ from flask import Blueprint, Response, request
 
 from servekit.codecs.values import parse_json
 from servekit.errors import InvalidInput
+from servekit.payload import require_plain
 from servekit.torchserve import openapi, wire
 from servekit.torchserve.access import bound_body, guarded, open_to_all, require_key
 from servekit.torchserve.describe import describe, list_models
@@ -136,6 +137,7 @@ def _parameters() -> dict[str, Any]:
     """Return the parameters: the members of a JSON body if one is sent, else the query."""
     if request.mimetype != wire.JSON:
         return dict(request.args.items())
+    require_plain(request)
     body = request.get_data(cache=False)
     sent = parse_json(body) if body else {}
     if not isinstance(sent, dict):

@@ -22,6 +22,7 @@ from servekit.errors import InvalidInput, SettingError
 from servekit.lean import PlainResponse
 from servekit.model import Model
 from servekit.openapi import Example
+from servekit.payload import require_plain
 from servekit.signature import Signature
 from servekit.tensors import Tensors, byte_count, bytes_tensor
 
@@ -95,6 +96,7 @@ def predict_by_endpoint(project: str, location: str, endpoint_id: str) -> Respon
 @route(f"{_ENDPOINT}:rawPredict", methods=["POST"])
 def predict_raw_by_endpoint(project: str, location: str, endpoint_id: str) -> Response:
     """Answer a body as it is, or one that Google's client has wrapped as `{"httpBody": ...}`, with one wrapped again."""
+    require_plain(request)
     body, kind = request.get_data(cache=False), request.headers.get("Content-Type", "")
     wrapped = None if kind.lower().startswith(_RAW) else ext.apart(len(body), lambda: load_json(body))
     if not isinstance(wrapped, dict) or "httpBody" not in wrapped:
@@ -125,6 +127,7 @@ def _predictions(body: bytes, kind: str) -> Any:
     """Return a prediction for each instance in `body`, whose content type is `kind`; raise as Model.predict does."""
     model = ext.default_model()
     signature = ext.signature_of(model)
+    require_plain(request)
     tensors = ext.apart(len(body), lambda: _tensors(body, kind.lower(), signature))
     answer = model.predict(tensors, ext.deadline())
     return ext.apart(byte_count(answer), lambda: _shown(answer, signature))

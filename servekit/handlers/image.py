@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, ImageStat
 
-from servekit.errors import InvalidInput
+from servekit.errors import InputTooLarge, InvalidInput
 from servekit.handlers.base import Handler
 from servekit.signature import Signature
 from servekit.spec import ModelSpec, TensorSpec
@@ -143,20 +143,20 @@ class PixelsHandler(ImageHandler):
 def decode(content: bytes) -> Image.Image:
     """Decode a PNG or JPEG of at most MAX_PIXELS into an upright picture of mode L or RGB, without transparency.
 
-    Raises InvalidInput with what is wrong with it.
+    Raises InvalidInput with what is wrong with it, InputTooLarge for one of more pixels.
     """
     if not content:
         raise InvalidInput("The file is empty; send a PNG or JPEG image.")
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InvalidInput(f"The image is too large; at most {MAX_PIXELS} pixels are read.") from None
+        raise InputTooLarge(f"The image is too large; at most {MAX_PIXELS} pixels are read.") from None
     except MemoryError:
         raise
     except Exception:  # the header of a hostile file fails in many ways, all of which mean the same here
         raise InvalidInput("The file is not an image that is read here; send PNG or JPEG.") from None
     if image.width * image.height > MAX_PIXELS:  # known from the header: nothing has been decoded yet
-        raise InvalidInput(f"The image is too large; at most {MAX_PIXELS} pixels are read.")
+        raise InputTooLarge(f"The image is too large; at most {MAX_PIXELS} pixels are read.")
     try:
         image.load()
         return _opaque(_upright(image))

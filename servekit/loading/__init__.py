@@ -41,5 +41,5 @@ def load_entry(
     if entry.format == "sagemaker":
         return load_functions(entry, settings, backlog, note_failure)
     if entry.format == "azure":
-        return load_script(entry, backlog, note_failure)
+        return load_script(entry, settings, backlog, note_failure)
     return load_model(entry.name, entry.version, Path(entry.folder), settings, backlog)

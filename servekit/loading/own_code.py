@@ -90,8 +90,10 @@ def load_functions(
     )
 
 
-def load_script(entry: Entry, backlog: Backlog, note_failure: Callable[[str], None]) -> Model:
+def load_script(entry: Entry, settings: Settings, backlog: Backlog, note_failure: Callable[[str], None]) -> Model:
     """Load a scoring script of Azure ML. Requests are its rows, and each runs alone, as long as its time-outs allow."""
+    if settings.trusted_models_only:
+        raise ModelLoadError(f"{entry.folder} is code, and SERVEKIT_TRUSTED_MODELS_ONLY forbids that.")
     from servekit.engines.azure import NETWORK, AzureEngine
 
     engine = AzureEngine(Path(entry.folder), entry.options)
