@@ -29,6 +29,22 @@ _FIELDS = "fields"  # attribute of a LogRecord: more members for its line in JSO
 PROBE_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/metrics", "/ping"})
 
 
+_YEAR = tuple("0123456789")  # what a line of the log begins with
+
+
+def on_its_own_lines(text: str) -> str:
+    """Return `text` so that nothing in it, a client's words perhaps, passes for a line of the log or moves a terminal.
+
+    What is not printable is escaped (line separators of Unicode and ANSI's sequences, too); a further line that begins
+    as those of the log do is indented.
+    """
+    if text.isprintable():
+        return text
+    shown = "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
+    first, *others = shown.split("\n")
+    return "\n".join([first, *(f"  {line}" if line.startswith(_YEAR) else line for line in others)])
+
+
 def _request_id_of(record: logging.LogRecord) -> str:
     # Gunicorn writes the access line when the application is done; the id is in the answer's headers by then.
     if record.name == ACCESS_LOGGER and isinstance(record.args, Mapping):
@@ -94,13 +110,22 @@ class TextFormatter(logging.Formatter):
         record.request_id = marked(_request_id_of(record), _trace_of(record))
         return super().format(record)
 
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the line of `record`, whose message stays on its own lines."""
+        record.message = on_its_own_lines(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        """Return the traceback, with the message of its exception on its own lines."""
+        return on_its_own_lines(super().formatException(ei))
+
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         """Return the local time of `record`."""
         return self._time(record.created)
 
     def access_line(self, moment: float, identity: str, message: str) -> str:
         """Return the line that `format` would make of an access record, which takes longer to make than this."""
-        return f"{self._time(moment)} INFO [{os.getpid()}] [{identity}] {message}"
+        return f"{self._time(moment)} INFO [{os.getpid()}] [{identity}] {on_its_own_lines(message)}"
 
     def _time(self, moment: float) -> str:
         second = int(moment)
@@ -130,7 +155,12 @@ class JsonFormatter(logging.Formatter):
         line |= getattr(record, _FIELDS, {})
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return _printable(json.dumps(line, ensure_ascii=False))
+
+
+def _printable(text: str) -> str:
+    """Return JSON with escapes for what does not print, such as the line separators that it may hold as they are."""
+    return text if text.isprintable() else "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
 
 
 def _access_fields(atoms: Mapping[str, Any]) -> dict[str, object]:

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from servekit.errors import ModelLoadError
 log = logging.getLogger(__name__)
 
 FILE_NAME = "model.json"
+MAX_BYTES = 2**24  # of a model.json: what it says of a hundred thousand classes
 STATE_FOLDER = ".servekit"  # in a model store; see servekit/state.py
 WEIGHTS = "model.pth"
 ONNX = "model.onnx"
@@ -108,14 +110,19 @@ class ModelSpec:
 def scan(store: Path, warns: bool = True) -> dict[str, list[int]]:
     """Return the versions that `store` holds, by model name, in order; what is no model is passed over.
 
-    A folder whose name begins with a dot is a version that is still being written.
+    A folder whose name begins with a dot is a version that is still being written. A link is followed within the store,
+    and not out of it.
     """
     versions: dict[str, list[int]] = {}
+    root = os.path.realpath(store)
     for folder in sorted(store.glob("*/*")):
         name, version = folder.parent.name, folder.name
         if name == STATE_FOLDER or version.startswith(".") or not folder.is_dir():
             continue
-        if _NAME.fullmatch(name) and _VERSION.fullmatch(version):
+        if not _is_below(root, folder):
+            if warns:
+                log.warning("Passed over %s: it is a link out of the model store; put the folder itself there.", folder)
+        elif _NAME.fullmatch(name) and _VERSION.fullmatch(version):
             versions.setdefault(name, []).append(int(version))
         elif warns and not (folder.parent / TRITON_CONFIG).exists():  # there other folders hold what the config names
             log.warning("Passed over %s: a version folder is <name>/<number>, such as mnist/1.", folder)
@@ -124,9 +131,13 @@ def scan(store: Path, warns: bool = True) -> dict[str, list[int]]:
 
 def read_spec(folder: Path) -> ModelSpec:
     """Read `model.json` of a version folder; raise ModelLoadError naming the file and the remedy."""
-    path = folder / FILE_NAME
+    path = _own_file(folder, FILE_NAME)
     try:
-        return ModelSpec.from_json(json.loads(path.read_text(encoding="utf-8")))
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"it is larger than {MAX_BYTES} bytes")
+        return ModelSpec.from_json(json.loads(content.decode()))
     except FileNotFoundError:
         raise ModelLoadError(f"{path} is missing; {RETRAIN}.") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -144,9 +155,9 @@ def read_file(folder: Path, spec: ModelSpec, name: str) -> bytes:
 
     The bytes that were checked are the bytes returned: nothing is read twice.
     """
-    path = folder / name
     if name not in spec.files:
         raise ModelLoadError(f"{folder / FILE_NAME} names no {name} under files; {RETRAIN}.")
+    path = _own_file(folder, name)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -165,6 +176,24 @@ def resolve(reference: str) -> Any:
 def sha256(content: bytes) -> str:
     """Return the SHA-256 of `content` in hex."""
     return hashlib.sha256(content).hexdigest()
+
+
+def _is_below(root: str, path: Path) -> bool:
+    """Return True if `path`, its links followed, lies below `root`, which has none."""
+    return os.path.realpath(path).startswith(os.path.join(root, ""))
+
+
+def _own_file(folder: Path, name: str) -> Path:
+    """Return the file `name` of a version folder; raise ModelLoadError for a link out of the model's folder, or no file.
+
+    Who opens a pipe waits for ever, and a device has no end. Versions of a model may share a file by a link.
+    """
+    path = folder / name
+    if not _is_below(os.path.realpath(folder.parent), path):
+        raise ModelLoadError(f"{path} is a link out of the model's folder; put the file itself there.")
+    if path.exists() and not path.is_file():
+        raise ModelLoadError(f"{path} is no file; {RETRAIN}.")
+    return path
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:

@@ -45,9 +45,10 @@ class TorchEngine:
 def _load_network(folder: Path, spec: ModelSpec, device: str) -> torch.nn.Module:
     state = _read_state(folder, spec)
     try:
-        network = resolve(spec.network)()
-        if not isinstance(network, torch.nn.Module):
-            raise TypeError("it is not a torch.nn.Module")
+        network_class = resolve(spec.network)
+        if not (isinstance(network_class, type) and issubclass(network_class, torch.nn.Module)):
+            raise TypeError("it is not a torch.nn.Module")  # and is not called: it may be anything
+        network = network_class()
     except Exception as error:  # the constructor is the user's code, which may fail in any way
         raise ModelLoadError(
             f"{folder / FILE_NAME}: the network {spec.network} cannot be made: {error}; correct its name or its class."

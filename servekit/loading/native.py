@@ -48,9 +48,10 @@ def _load_engine(folder: Path, spec: ModelSpec, choice: str) -> Engine:
 
 def _make_handler(folder: Path, spec: ModelSpec) -> Handler:
     try:
-        handler = resolve(spec.handler)(spec, **spec.options)
-        if not isinstance(handler, Handler):
-            raise TypeError("it is not a servekit.Handler")
+        handler_class = resolve(spec.handler)
+        if not (isinstance(handler_class, type) and issubclass(handler_class, Handler)):
+            raise TypeError("it is not a servekit.Handler")  # and is not called: it may be anything, subprocess.Popen too
+        handler = handler_class(spec, **spec.options)
     except Exception as error:  # a handler may be the user's code, which may fail in any way
         raise ModelLoadError(
             f"{folder / FILE_NAME}: the handler {spec.handler} cannot be made: {error}; correct its options or its class."

@@ -1,6 +1,7 @@
 """How TorchServe describes models: their settings, the workers that hold them, the requests that wait."""
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from servekit.torchserve.registry import Registry, is_archive
 
 MOST_LISTED = 100
 ALL = "all"  # in the place of a version
+_FOLDERS = re.compile(r"(?<![\w.:/-])/(?:[^/\s\"':,;()<>]+/)+")  # of a path from the root on, all but its last part
 _DEFAULTS = {"batch_size": 1, "max_batch_delay": 100, "response_timeout": 120, "startup_timeout": 120}
 # Sequences and several devices for one model are not served; dashboards expect the fields.
 _CONSTANT = {
@@ -122,9 +124,13 @@ def _state_of(registry: Registry, entry: Entry) -> tuple[int, str]:
 
 
 def _last_error(workers: Sequence[Report], entry: Entry) -> str | None:
-    """Return the last traceback of the handler, or why a worker could not load it; None if all is well."""
+    """Return the last traceback of the handler, or why a worker could not load it; None if all is well.
+
+    Files go by their names: where they lie is the operator's to know, and stands in the log.
+    """
     found = [worker.errors.get(f"{entry.name}/{entry.version}") for worker in workers]
-    return next(filter(None, found), None)
+    last = next(filter(None, found), None)
+    return None if last is None else _FOLDERS.sub("", last)
 
 
 def _ask(registry: Registry, entry: Entry, headers: Mapping[str, str]) -> dict[str, Any]:
