@@ -70,6 +70,11 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("archive", type=Path, help="an archive, or a folder with a model: see docs/cli.md")
     check.add_argument("--install", action="store_true", help="install the archive's requirements into a temporary folder")
     check.set_defaults(run=_check)
+
+    doctor = commands.add_parser("doctor", help="say what a server would find here, and what to change")
+    doctor.add_argument("--model-store", type=Path, metavar="DIR", help="the store to look at; SERVEKIT_MODEL_STORE")
+    doctor.add_argument("--json", action="store_true", help="for tools: facts, origins and advice as JSON")
+    doctor.set_defaults(run=_doctor)
     return command
 
 
@@ -112,3 +117,9 @@ def _check(options: argparse.Namespace) -> int:
     from servekit.cli.check import check
 
     return check(options.archive, options.install)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from servekit.cli.doctor import doctor
+
+    return doctor(options.model_store, options.json)

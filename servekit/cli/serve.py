@@ -24,12 +24,16 @@ def serve(binds: Sequence[str], model_store: Path | None, others: Sequence[str])
     """
     if model_store is not None:
         os.environ[f"{PREFIX}MODEL_STORE"] = str(model_store)
-    options = [*others, *(f"--bind={address}" for address in binds)]
-    if not _names_config([*others, *shlex.split(os.environ.get("GUNICORN_CMD_ARGS", ""))]):
-        options = [*([] if Path("gunicorn.conf.py").exists() else _OURS), *options]
+    options = with_settings([*others, *(f"--bind={address}" for address in binds)])
     addresses = require_free_addresses(options)
     require_safe_ports(os.environ, [address[1] for address in addresses if isinstance(address, tuple)])
     become_gunicorn(options, os.environ)
+
+
+def with_settings(options: Sequence[str]) -> list[str]:
+    """Return `options` led by those that name servekit's settings, unless they or this folder name others."""
+    is_named = _names_config([*options, *shlex.split(os.environ.get("GUNICORN_CMD_ARGS", ""))])
+    return [*([] if is_named or Path("gunicorn.conf.py").exists() else _OURS), *options]
 
 
 def torchserve_options(*options: str) -> list[str]:

@@ -1,0 +1,50 @@
+"""`servekit doctor`: what a server would find here, and what to change. It changes nothing, and listens nowhere."""
+
+import json
+import os
+import resource
+from collections.abc import Mapping
+from pathlib import Path
+
+from servekit.cli.doctor import gunicorn_settings, settings, store
+from servekit.cli.doctor.limits import limits
+from servekit.cli.doctor.machine import machine, memory
+from servekit.cli.doctor.packages import packages
+from servekit.cli.doctor.ports import ports
+from servekit.cli.doctor.report import Section, as_json, as_text, would_start
+from servekit.config import PREFIX, usable_cores, visible_gpus
+from servekit.state import is_served
+
+_ROOT = Path("/")
+
+
+def doctor(model_store: Path | None, is_json: bool) -> int:
+    """Print the report on a start in this folder, over `model_store` if it is given; return 1 if there would be none."""
+    environ = dict(os.environ)
+    if model_store is not None:
+        environ[f"{PREFIX}MODEL_STORE"] = str(model_store)
+    sections = examine(environ, Path.cwd(), _ROOT, resource.getrlimit(resource.RLIMIT_NOFILE))
+    print(json.dumps(as_json(sections), indent=2) if is_json else as_text(sections))
+    return 0 if would_start(sections) else 1
+
+
+def examine(environ: Mapping[str, str], folder: Path, root: Path, descriptors: tuple[int, int]) -> list[Section]:
+    """Return all sections for a start in `folder` with `environ`.
+
+    `root` is where /proc, /sys and /dev are looked for, `descriptors` the soft and hard limit of open files.
+    """
+    cores, (_, free, _) = usable_cores(root), memory(root)
+    chosen, wrong = settings.read(environ)
+    gunicorn = gunicorn_settings.read(environ, folder)
+    # A server that runs holds memory that a start would have.
+    is_running = is_served(folder / chosen.model_store)
+    loaded = store.load_all(environ, folder) if not wrong else {"models": [], "memory": None, "error": ""}
+    return [
+        machine(environ, root, os.geteuid()),
+        settings.section_of(chosen, wrong, environ),
+        gunicorn_settings.section_of(gunicorn, cores),
+        ports(gunicorn.get("address", []), gunicorn.get("reuse_port", False), environ, is_running),
+        store.section_of(loaded, chosen, gunicorn.get("workers", 1), 0 if is_running else free, visible_gpus(environ, root)),
+        limits(chosen, gunicorn, environ, cores, root, descriptors),
+        packages(),
+    ]
