@@ -47,7 +47,9 @@ test-optimized: $(VENV)/.develop ## Run the tests of security as python -O runs 
 test-minimal: $(MINIMAL)/.made ## Run the tests with the oldest versions that setup.cfg allows; installs those into .minimal
 	@$(MINIMAL)/bin/python -m pytest -m "not slow" --no-cov --numprocesses auto --dist loadfile
 
-test-deploy: $(VENV)/.develop ## Check deploy/ with a real Prometheus, which must be installed
+test-deploy: $(VENV)/.develop ## Check deploy/ with promtool, and by a Prometheus that scrapes a server under faults
+	@command -v prometheus >/dev/null && command -v promtool >/dev/null || \
+	  { echo "Prometheus and its promtool are needed. On Debian and Ubuntu: apt-get install prometheus"; exit 1; }
 	@$(BIN)/python -m pytest --no-cov tests/deploy
 
 fuzz: $(VENV)/.develop ## Look for what breaks codecs, parsers and contracts with new examples each time, about 10 minutes
