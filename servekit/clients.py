@@ -6,7 +6,7 @@ import selectors
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -16,10 +16,10 @@ from servekit.connection import ClientGone, Connection, Phase
 from servekit.gateway import refusal
 from servekit.http1 import Limits, Refused, Request, RequestParser
 
-PROGRESS_BYTES = 2**16  # a client that takes so much of its answer has its time for the next as much
 log = logging.getLogger(__name__)
 
-MAX_BODIES = 16  # of the largest size may arrive at a time; more would be a way to take a worker's memory
+PROGRESS_BYTES = 2**18  # a client that takes so much of its answer has its time for the next as much
+MAX_BODIES = 8  # of the largest size may be there at a time; more would be a way to take a worker's memory
 RECEIVE_BYTES = 2**16  # of one client in one turn
 STOP_SECONDS = 2.0  # a stopping worker waits so long for requests that are under way on idle connections
 
@@ -27,7 +27,8 @@ _LATE = {
     Phase.HEAD: "The head of the request did not arrive in time.",
     Phase.BODY: "The body of the request did not arrive in time.",
 }
-_MAKING_ROOM = ((Phase.IDLE, Phase.CLOSING), (Phase.HEAD,), (Phase.BODY,))
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_MAKING_ROOM = ((Phase.IDLE, Phase.CLOSING), (Phase.HEAD,), (Phase.BODY,), (Phase.WRITING,))
 
 
 class Clients:
@@ -39,14 +40,16 @@ class Clients:
         limits: Limits,
         seconds: Mapping[Phase, float],
         on_request: Callable[[Connection, Request], None],
-        on_refusal: Callable[[HTTPStatus], None],
+        on_refusal: Callable[[HTTPStatus, str, str], str],
         park: Callable[[], None],
         resume: Callable[[Any], None],
+        abandon: Callable[[Any], None],
     ) -> None:
         """`seconds` a connection may stay in a phase; `on_request` is given each request, one at a time a connection.
 
-        `on_refusal` is told of each request that is refused here. A request that must wait for its client is parked with
-        `park`; `resume` goes on with it.
+        `on_refusal` is told of each request that is refused here: status, sentence, client; it returns the request's id.
+        A request that must wait for its client is parked with `park`; `resume` goes on with it. `abandon` is told of a
+        request that runs, and whose client has gone.
         """
         self._selector = selector
         self._limits = limits
@@ -55,9 +58,11 @@ class Clients:
         self._on_refusal = on_refusal
         self._park = park
         self._resume = resume
+        self._abandon = abandon
         self._open: set[Connection] = set()
         self._ready: deque[Connection] = deque()  # to be looked at in this turn, though nothing may arrive
-        self._body_bytes = 0  # of all bodies that are arriving
+        self._body_bytes = 0  # of all bodies that are arriving, or whose requests run
+        self._has_unread_answers = False  # since they were counted last
         self.is_stopping = False
 
     def __len__(self) -> int:
@@ -91,6 +96,9 @@ class Clients:
         """Read what has arrived and go on with it."""
         data = connection.read(RECEIVE_BYTES)
         if data is None:
+            return
+        if connection.is_reset:
+            self.drop(connection)
             return
         if connection.phase is Phase.CLOSING:
             connection.discarded += len(data)
@@ -140,6 +148,7 @@ class Clients:
         connection.has_begun = True
         connection.write(data)
         if connection.out and not is_last:
+            self._has_unread_answers = True
             connection.writer = getcurrent()
             self._enter(connection, Phase.WRITING)
             self._park()
@@ -150,18 +159,24 @@ class Clients:
         """Go on after the application has answered a request; without `keep_alive` it was the last one."""
         if connection.is_gone:
             return
+        self._body_bytes -= connection.held
+        connection.held, connection.request = 0, None
         connection.will_close, connection.has_begun = not keep_alive, False
         if connection.out:
+            self._has_unread_answers = True
             self._enter(connection, Phase.WRITING)
         else:
             self._answered(connection)
 
     def refuse(self, connection: Connection, status: HTTPStatus, message: str) -> None:
         """Answer instead of the application, and close."""
-        self._on_refusal(status)
-        with contextlib.suppress(ClientGone):
-            connection.write(refusal(status, message, connection.environ["SERVER_PORT"]))
+        self._say(connection, status, message)
         self.finished(connection, keep_alive=False)
+
+    def _say(self, connection: Connection, status: HTTPStatus, message: str) -> None:
+        identity = self._on_refusal(status, message, connection.environ["REMOTE_ADDR"])
+        with contextlib.suppress(ClientGone):
+            connection.write(refusal(status, message, connection.environ["SERVER_PORT"], identity=identity))
 
     def drop(self, connection: Connection) -> None:
         """Close at once."""
@@ -169,7 +184,7 @@ class Clients:
             return
         connection.is_gone = True
         self._open.discard(connection)
-        self._body_bytes -= connection.parser.body_bytes
+        self._body_bytes -= connection.parser.body_bytes + connection.held
         connection.parser.close()
         if connection.watched:
             self._selector.unregister(connection.sock)
@@ -178,37 +193,78 @@ class Clients:
         if (writer := connection.writer) is not None:
             connection.writer = None
             self._resume(writer)
+        elif connection.request is not None:
+            self._abandon(connection.request)
 
     def advance_ready(self) -> None:
         """Go on with the connections whose next request has arrived already: one each, so that all get their turn."""
+        if self._has_unread_answers:
+            self._has_unread_answers = False
+            self._bound_unread_answers()
         for _ in range(len(self._ready)):
             connection = self._ready.popleft()
             if connection.phase is Phase.IDLE and not connection.is_gone:
                 self.attend(connection, self._advance)
 
     def expire(self, now: float) -> None:
-        """Close the connections that have been too slow."""
-        for connection in [each for each in self._open if each.deadline <= now]:
-            message = _LATE.get(connection.phase)
-            if message is not None:
-                self._on_refusal(HTTPStatus.REQUEST_TIMEOUT)
-                with contextlib.suppress(ClientGone):
-                    connection.write(refusal(HTTPStatus.REQUEST_TIMEOUT, message, connection.environ["SERVER_PORT"]))
-            self.drop(connection)
+        """Close the connections that have been too slow, and those whose clients have gone without a word."""
+        late = []
+        for connection in self._open:
+            if connection.deadline <= now or connection.phase is Phase.BUSY and connection.has_ended:
+                late.append(connection)
+        for connection in late:
+            if connection.phase is Phase.BUSY:
+                self.attend(connection, self._ask_whether_it_reads)
+            elif connection.phase is not Phase.IDLE or not connection.has_unread():  # this process may have been stopped
+                if (message := _LATE.get(connection.phase)) is not None:
+                    self._say(connection, HTTPStatus.REQUEST_TIMEOUT, message)
+                self.drop(connection)
 
-    def make_room(self) -> None:
-        """Close the connection that has been idle for longest, else the one that has been sending for longest."""
+    def _ask_whether_it_reads(self, connection: Connection) -> None:
+        """Find out whether a client that sends no more still waits for its answer: many close when they give up.
+
+        The two look alike from here until something is sent. An interim answer means nothing to whoever waits
+        (RFC 9110, section 15.2), and the system of whoever has closed resets the connection for it.
+        """
+        if connection.has_failed():
+            self.drop(connection)
+        elif connection.can_be_asked and not connection.has_begun:
+            connection.can_be_asked = False
+            try:
+                connection.write(_CONTINUE)
+            except ClientGone:
+                self.drop(connection)
+
+    def make_room(self) -> bool:
+        """Close the connection that has been idle for longest, else one that has been slow; return False if none can go."""
         for phases in _MAKING_ROOM:
-            candidates = [each for each in self._open if each.phase in phases]
-            for connection in sorted(candidates, key=lambda each: each.since):
+            for connection in sorted(self._removable(phases), key=lambda each: each.since):
                 has_request = connection.phase is Phase.IDLE and (connection.parser.requests or connection.has_unread())
                 if not has_request:
                     self.drop(connection)
-                    return
+                    return True
+        return False
 
     def can_make_room(self) -> bool:
-        """Return True if a connection could be closed for a new one: not all wait for an answer or read one."""
-        return any(each.phase is not Phase.BUSY and each.phase is not Phase.WRITING for each in self._open)
+        """Return True if a connection could be closed for a new one: not all wait for an answer or have begun to read it."""
+        return any(True for phases in _MAKING_ROOM for _ in self._removable(phases))
+
+    def _removable(self, phases: tuple[Phase, ...]) -> Iterator[Connection]:
+        """Give the connections in `phases` that may be closed for others; who reads an answer has some time to do it."""
+        began = time.monotonic() - self._seconds[Phase.WRITING]
+        for connection in self._open:
+            if connection.phase in phases and (connection.phase is not Phase.WRITING or connection.since < began):
+                yield connection
+
+    def _bound_unread_answers(self) -> None:
+        """Close those who have been reading for longest while answers that nobody takes fill the memory."""
+        writing = sorted((each for each in self._open if each.phase is Phase.WRITING), key=lambda each: each.since)
+        unread = sum(len(each.out) for each in writing)
+        for connection in writing:
+            if unread <= MAX_BODIES * self._limits.body:
+                return
+            unread -= len(connection.out)
+            self.drop(connection)
 
     def stop(self) -> None:
         """From now on each answer is its connection's last, and idle connections have little time left."""
@@ -234,6 +290,8 @@ class Clients:
             self._watch(connection)
         elif parser.requests:
             request = parser.requests.popleft()
+            connection.held, connection.can_be_asked = len(request.body), request.version == "1.1"
+            self._body_bytes += connection.held
             self._enter(connection, Phase.BUSY)
             self._on_request(connection, request)
         elif parser.refusal is not None:
@@ -251,7 +309,7 @@ class Clients:
 
     def _continue(self, connection: Connection) -> None:
         with contextlib.suppress(ClientGone):
-            connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            connection.write(_CONTINUE)
 
     def _answered(self, connection: Connection) -> None:
         """An answer has been taken by the client's system: wait for the next request, or close."""

@@ -35,15 +35,19 @@ class Connection:
     """A client's connection."""
 
     __slots__ = (
+        "can_be_asked",
         "deadline",
         "discarded",
         "environ",
         "has_begun",
         "has_ended",
+        "held",
         "is_gone",
+        "is_reset",
         "out",
         "parser",
         "phase",
+        "request",
         "since",
         "sock",
         "taken",
@@ -64,7 +68,11 @@ class Connection:
         self.watched = 0  # the events that the selector reports
         self.has_begun = False  # the answer to the request that runs
         self.has_ended = False  # the client sends nothing more
+        self.is_reset = False  # the client neither sends nor reads any more
         self.is_gone = False  # closed
+        self.can_be_asked = False  # whether it is still there, by an answer that says nothing; see Clients
+        self.request: greenlet | None = None  # the one that runs
+        self.held = 0  # bytes of its body
         self.will_close = False  # once `out` is empty
         self.taken = 0  # bytes of `out` since the deadline was set
         self.discarded = 0  # bytes thrown away while closing
@@ -75,8 +83,13 @@ class Connection:
             return self.sock.recv(size)
         except (BlockingIOError, InterruptedError):
             return None
-        except OSError:  # reset: the client will not read an answer either
+        except OSError:
+            self.is_reset = True
             return b""
+
+    def has_failed(self) -> bool:
+        """Return True if the client's system has answered that nobody reads what is sent there."""
+        return bool(self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
 
     def has_unread(self) -> bool:
         """Return True if bytes have arrived that nobody has read."""

@@ -21,7 +21,8 @@
         ├── WorkersFailed         500  a worker could not load what another could
         ├── Overloaded            503  too many rows wait already
         ├── OutOfMemory           503  try again when others are done
-        └── DeadlineExceeded      504  the request waited too long
+        ├── DeadlineExceeded      504  the request waited too long
+        └── ClientLeft            499  nobody waits for the answer any more
 
 A message is one sentence that says what to do. The message of a `RequestError` is sent to the client, so it holds no
 path, no traceback and nothing of the payload; a `StartupError` is read by the operator and names the file.
@@ -160,3 +161,9 @@ class DeadlineExceeded(RequestError):
     """The request waited past its deadline and was not run."""
 
     status = HTTPStatus.GATEWAY_TIMEOUT
+
+
+class ClientLeft(RequestError):
+    """The client has gone, and what still waited of its request was not run; logs and metrics see the status."""
+
+    status = cast(HTTPStatus, 499)  # nginx's; HTTP has none for an answer that is not sent

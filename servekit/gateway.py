@@ -88,6 +88,9 @@ class Gateway:
                 environ[key] = environ[key] + separator + value.decode("latin-1")
             elif key:
                 environ[key] = value.decode("latin-1")
+        if request.is_cut:  # what was sent in chunks is given as if it had been announced: nobody is to wait for it
+            environ["CONTENT_LENGTH"] = str(request.length)
+            environ.pop("HTTP_TRANSFER_ENCODING", None)
         if not self._schemes.keys().isdisjoint(environ):
             self._set_scheme(environ)
         return environ
@@ -280,10 +283,14 @@ def plain(status: HTTPStatus, message: str) -> tuple[HTTPStatus, bytes, Iterable
 dresses: dict[str, Dress] = {}  # by the server's port, of contracts that have an address of their own
 
 
-def refusal(status: HTTPStatus, message: str, port: str, method: str = "GET") -> bytes:
-    """Return a whole answer in the form of the errors on `port`, after which the connection is closed."""
+def refusal(status: HTTPStatus, message: str, port: str, method: str = "GET", identity: str = "") -> bytes:
+    """Return a whole answer in the form of the errors on `port`, after which the connection is closed.
+
+    `identity` is what the log calls this request.
+    """
     status, body, headers = dresses.get(port, plain)(status, message)
     more = "".join(f"{name}: {value}\r\n" for name, value in headers)
+    more += f"X-Request-Id: {identity}\r\n" if identity else ""
     head = (
         f"HTTP/1.1 {status.value} {status.phrase}\r\nServer: {SERVER}\r\nDate: {http_date()}\r\nConnection: close\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n{more}\r\n"

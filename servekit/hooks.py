@@ -98,6 +98,8 @@ class Logger(glogging.Logger):
         try:
             handler.stream.write(line + handler.terminator)
             handler.flush()
+        except OSError:
+            handler.handleError(logging.makeLogRecord({}))
         finally:
             handler.release()
 

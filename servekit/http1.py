@@ -5,6 +5,7 @@ ends its connection, so nothing behind it is ever read as another request.
 """
 
 import dataclasses
+import io
 import re
 from collections import deque
 from http import HTTPStatus
@@ -53,7 +54,7 @@ class Limits:
 
 
 class Request:
-    """A request whose body has arrived, or was cut at one byte above the limit (then `is_cut`)."""
+    """A request whose body has arrived, or is above the limit: then `is_cut`, and none of it is held."""
 
     __slots__ = ("body", "expects_continue", "fields", "host", "is_cut", "keep_alive", "length", "method", "target", "version")
 
@@ -63,7 +64,8 @@ class Request:
         self.version = "1.1"
         self.fields: list[tuple[bytes, bytes]] = []  # the header, names as they were sent
         self.host: bytes | None = None
-        self.length: int | None = None  # as announced; None for a chunked body and for none
+        # As announced; None for a chunked body and for none. Of a chunked body that was cut, what had arrived of it.
+        self.length: int | None = None
         self.body = b""
         self.is_cut = False
         self.keep_alive = True
@@ -102,7 +104,7 @@ class RequestParser:
         self._limits, self._head_limit = limits, limits.head
         self._request: Request | None = None  # the one that is arriving
         self._in_body = False
-        self._body: list[bytes] = []
+        self._body: bytes | io.BytesIO = b""  # joined as it arrives: joined at its end, it would be there twice
         self._fed = 0  # bytes since the part of the request that is arriving began
         self._target_bytes = self._head_bytes = self._body_bytes = 0
         self._was_kept_alive, self._was_cut = True, False  # the last request that is complete
@@ -112,7 +114,7 @@ class RequestParser:
         """Let go of all that has arrived: httptools refers back to this object, so a body would outlive its connection."""
         self.is_closed = True
         self.requests.clear()
-        self._request, self._body, self._in_body = None, [], False
+        self._request, self._body, self._in_body = None, b"", False
         self._parser = None
 
     @property
@@ -178,7 +180,7 @@ class RequestParser:
 
     def _end(self, reason: BaseException | None) -> None:
         self.is_closed = True
-        self._request, self._body, self._in_body = None, [], False
+        self._request, self._body, self._in_body = None, b"", False
         if isinstance(reason, Refused):
             self.refusal = reason
         elif isinstance(reason, httptools.HttpParserInvalidMethodError):
@@ -201,7 +203,7 @@ class RequestParser:
     def on_message_begin(self) -> None:
         """Begin a request."""
         self._request = Request()
-        self._body = []
+        self._body = b""
         self._target_bytes = self._head_bytes = self._body_bytes = 0
 
     def on_url(self, target: bytes) -> None:
@@ -280,11 +282,17 @@ class RequestParser:
 
     def on_body(self, data: bytes) -> None:
         """Take a piece of the body; end the reading once there is more than may be."""
-        self._body.append(data)
         self._body_bytes += len(data)
         if self._body_bytes > self._limits.body:
             self._complete(is_cut=True)
             raise _Stop
+        if not self._body:
+            self._body = data
+            return
+        if isinstance(self._body, bytes):
+            first, self._body = self._body, io.BytesIO()
+            self._body.write(first)
+        self._body.write(data)
 
     def on_message_complete(self) -> None:
         """Put the request among those that are complete."""
@@ -297,12 +305,14 @@ class RequestParser:
     def _complete(self, is_cut: bool) -> None:
         request = self._request
         assert request is not None
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        request.body = body[: self._limits.body + 1] if is_cut else body
+        if is_cut:
+            request.length = self._body_bytes if request.length is None else request.length
+        else:
+            request.body = self._body if isinstance(self._body, bytes) else self._body.getvalue()
         request.is_cut = self._was_cut = is_cut
         request.keep_alive = self._was_kept_alive = request.keep_alive and not is_cut
         self.requests.append(request)
         self._request = None
-        self._body = []
+        self._body = b""
         self._in_body = False
         self._fed = 0

@@ -8,8 +8,9 @@ import io
 import json
 import logging
 import os
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from http import HTTPStatus
 from typing import Any
@@ -26,6 +27,7 @@ ACCESS_LOGGER = "gunicorn.access"
 # %(r)s is the request line as it was sent: percent-encoded, so no client can write a line break into the log.
 ACCESS_FORMAT = '%(h)s "%(r)s" %(s)s %(B)s bytes %(D)s us'
 _FIELDS = "fields"  # attribute of a LogRecord: more members for its line in JSON
+QUIET_SECONDS = 60.0  # between two sentences that a log cannot be written
 PROBE_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/metrics", "/ping"})
 
 
@@ -188,6 +190,35 @@ def is_worth_a_line(path: str, status: str) -> bool:
     return path not in PROBE_PATHS or status >= "400"
 
 
+class Losses:
+    """Counts the lines that a log could not take, because its disk is full, say, and says so now and then.
+
+    The requests they tell of are answered all the same. Python's own handlers would write a traceback for every line.
+    """
+
+    def __init__(self, handler: logging.Handler, clock: Callable[[], float] = time.monotonic) -> None:
+        self._handler = handler
+        self._clock = clock
+        self._said = -QUIET_SECONDS
+        self._lines = 0
+
+    def note(self, record: logging.LogRecord | None = None) -> None:
+        """Count a line; called where the error is being handled that kept it from being written."""
+        self._lines += 1
+        if (now := self._clock()) - self._said < QUIET_SECONDS:
+            return
+        self._said = now
+        error = sys.exc_info()[1]
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        words = f"A log cannot be written ({reason}); requests are served, and lines are lost: {self._lines} so far."
+        line = self._handler.format(logging.makeLogRecord({"name": __name__, "levelname": "ERROR", "msg": words}))
+        try:
+            os.write(2, line.encode() + b"\n")  # no log is sure to take it
+        except OSError:
+            pass  # there is nobody left to tell
+
+
 def configure_handler(handler: logging.Handler, log_format: str) -> None:
-    """Give `handler` the formatter for `log_format` ("text" or "json")."""
+    """Give `handler` the formatter for `log_format` ("text" or "json"), and let it lose lines quietly."""
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    handler.handleError = Losses(handler).note  # type: ignore[method-assign]

@@ -19,11 +19,12 @@ from typing import Any
 from greenlet import getcurrent, greenlet
 
 from servekit.batcher import FULL, Batcher, Job, Parts, Result, due, expire, run_pass, take_batch
-from servekit.errors import Overloaded
+from servekit.errors import ClientLeft, Overloaded
 
 MAX_FREE = 256  # greenlets kept for later requests; each holds a block of 16 KB for its Python frames
 MAX_ERRANDS = 64  # threads for what takes long and is no pass: changes of the models
 HOLD_SECONDS = 0.005  # a request that has held the loop for so long gives way where it can
+LEFT = "The client has left."
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class RequestGreenlet(greenlet):
 
     pending = 0
     waits = False  # for jobs, and not for its client
+    is_abandoned = False  # its client has gone
 
 
 class Turns:
@@ -52,6 +54,7 @@ class Turns:
         self._wake = wake
         self._errands: queue.SimpleQueue[RequestGreenlet] = queue.SimpleQueue()  # requests that something has come for
         self._errands_now = 0
+        self._abandoned: list[Job] = []  # that have failed for it, and whose requests do not know yet
         self._resumed = 0.0
 
     def start(self, function: Callable[..., None], *arguments: Any) -> None:
@@ -62,6 +65,7 @@ class Turns:
             request = RequestGreenlet(self._serve, self._loop)
             request.switch()  # to where it takes a request: what came with this switch would live as long as it
         self._resumed = time.monotonic()
+        request.is_abandoned = False
         request.switch(function, arguments)
 
     def _serve(self) -> None:
@@ -86,6 +90,18 @@ class Turns:
         """Go on with a parked request until it waits again or ends."""
         self._resumed = time.monotonic()
         request.switch()
+
+    def abandon(self, request: greenlet) -> None:
+        """Note that the client of a parked request has gone: what still waits of it will not run."""
+        if not isinstance(request, RequestGreenlet):
+            return
+        request.is_abandoned = True
+        mine = [job for job in self._waiting if job.owner is request]
+        self._waiting = [job for job in self._waiting if job.owner is not request]
+        mine += self._thread.withdraw(request)
+        for job in mine:
+            job.fail(ClientLeft(LEFT))
+        self._abandoned += mine
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Wait, in a request, until `jobs` are done; outside of requests run them at once."""
@@ -122,6 +138,8 @@ class Turns:
             job.owner, request.pending = None, 0
 
     def _submit(self, request: RequestGreenlet, jobs: Sequence[Job]) -> None:
+        if request.is_abandoned:
+            raise ClientLeft(LEFT)
         request.pending = len(jobs)
         for job in jobs:
             job.owner = request
@@ -141,6 +159,8 @@ class Turns:
         if isinstance(request, RequestGreenlet) and time.monotonic() - self._resumed > HOLD_SECONDS:
             self._gave_way.append(request)
             self._loop.switch()
+            if request.is_abandoned:
+                raise ClientLeft(LEFT)
 
     def beside(self, function: Callable[[], Result]) -> Result:
         """Wait, in a request, for `function` to be done in a thread of its own; outside of requests call it at once.
@@ -180,7 +200,7 @@ class Turns:
     @property
     def has_work(self) -> bool:
         """Return True if the loop should not block before its next turn."""
-        return bool(self._waiting or self._gave_way)
+        return bool(self._waiting or self._gave_way or self._abandoned)
 
     @property
     def next_deadline(self) -> float:
@@ -203,6 +223,8 @@ class Turns:
             request = self._errands.get()
             if request.waits:
                 self.resume(request)
+        abandoned, self._abandoned = self._abandoned, []
+        self._settle(abandoned)
         self._settle(self._thread.take_done())
         self._settle(self._thread.expire())
         if self._waiting:
@@ -262,6 +284,15 @@ class LongPasses:
             everyone = self._waiting
             self._waiting = expire(everyone)
             return [job for job in everyone if job.done]
+
+    def withdraw(self, owner: greenlet) -> list[Job]:
+        """Take the jobs of `owner` out of the line, and return them; a pass that runs is not interrupted."""
+        if not self._waiting:
+            return []
+        with self._changed:
+            everyone = self._waiting
+            self._waiting = [job for job in everyone if job.owner is not owner]
+        return [job for job in everyone if job.owner is owner]
 
     def next_deadline(self) -> float:
         """Return the earliest deadline of a job in line, or infinity."""

@@ -20,6 +20,7 @@ from datetime import timedelta
 from http import HTTPStatus
 from typing import Any
 
+from greenlet import getcurrent
 from gunicorn.config import Config, PreRequest
 from gunicorn.workers import base
 
@@ -27,6 +28,7 @@ from servekit.board import Board
 from servekit.clients import Clients
 from servekit.config import ARRIVED, Settings
 from servekit.connection import ClientGone, Connection, Phase
+from servekit.descriptors import Shortage, is_shortage, room_for
 from servekit.gateway import Gateway, Response, refusal
 from servekit.hooks import worker_stops
 from servekit.http1 import Limits, Refused, Request
@@ -71,6 +73,7 @@ class Worker(base.Worker):
         """Prepare the loop and load the application; Gunicorn calls this once signals are heard."""
         from servekit.batcher import use_runner
         from servekit.metrics import observe_connections, observe_refusal
+        from servekit.refusals import Refusals
         from servekit.turns import Turns
 
         settings, cfg = Settings.from_environ(os.environ), self.cfg
@@ -88,8 +91,10 @@ class Worker(base.Worker):
         self.selector = selectors.DefaultSelector()
         self.gateway = Gateway(cfg)
         self.turns = Turns(self.wake)
+        self.refusals, self.shortage = Refusals(observe_refusal), Shortage()
+        turns, note = self.turns, self.refusals.note
         self.clients = Clients(
-            self.selector, limits, seconds, self.start, observe_refusal, self.turns.park, self.turns.resume
+            self.selector, limits, seconds, self.start, note, turns.park, turns.resume, turns.abandon
         )
         # Gunicorn's configuration looks names up slowly, and these are needed for every request.
         self.pre_request, self.post_request = cfg.pre_request, cfg.post_request
@@ -110,6 +115,10 @@ class Worker(base.Worker):
         os.register_at_fork(after_in_child=self._let_go)
         self.is_accepting = False
         self.accept_again_at = 0.0
+        self.most_connections = room_for(self.cfg.worker_connections)
+        if self.most_connections < self.cfg.worker_connections:
+            words = "A worker has descriptors for %d connections, not for the %d of worker_connections; raise ulimit -n."
+            self.log.warning(words, self.most_connections, self.cfg.worker_connections)
         if self.board:
             self.board.join(self.age)
         self.was_deaf = False  # the last turn was long
@@ -140,9 +149,9 @@ class Worker(base.Worker):
         self.was_deaf = before - self.turn_began > DEAF_SECONDS
         events = self.left_over + self.selector.select(0.0 if self.left_over else self._patience())
         self.watchdog.turn_began = self.turn_began = time.monotonic()
-        if self.turn_began >= self.next_tick:
-            self._tick(self.turn_began)
         self.left_over = self._attend(events)
+        if self.turn_began >= self.next_tick:  # not before: what had arrived in time is read by now
+            self._tick(self.turn_began)
         self.clients.advance_ready()
         self.turns.turn()
         if self.alive and not self.is_accepting and self.turn_began >= self.accept_again_at:
@@ -184,6 +193,7 @@ class Worker(base.Worker):
             self.alive = False
         self.clients.expire(now)
         self.observe_connections(len(self.clients))
+        self.refusals.flush()
         if self.board and self.alive:
             self.board.note(len(self.clients), now)
         began, seconds = self.turns.long_pass
@@ -216,24 +226,26 @@ class Worker(base.Worker):
                 self._accept_no_more(YIELD_SECONDS)
                 return
             is_left_over = False
-            if len(self.clients) >= self.cfg.worker_connections and not self.clients.can_make_room():
+            if len(self.clients) >= self.most_connections and not self.clients.can_make_room():
                 self._accept_no_more(TICK_SECONDS)
                 return
             if not self._accept_one(listener):
                 return
 
     def _accept_one(self, listener: Any) -> bool:
-        """Take one new connection; return False if there is none, or none can be taken now."""
+        """Take one new connection, or make room for it; return False if there is none, or none can be taken now."""
         try:
             sock, peer = listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return False
         except OSError as error:  # no descriptors or no memory are left
-            self.log.warning("No connection can be accepted for now: %s", error.strerror)
+            self.shortage.note(error)
+            if is_shortage(error) and self.clients.make_room():
+                return True
             self._accept_no_more(TICK_SECONDS)
             return False
         sock.setblocking(False)
-        if len(self.clients) >= self.cfg.worker_connections:
+        if len(self.clients) >= self.most_connections:
             self.clients.make_room()
         self.clients.add(sock, self.gateway.environ_of(peer, listener.getsockname()))
         if self.board and self.alive:
@@ -269,6 +281,7 @@ class Worker(base.Worker):
         self.turns.start(self._serve, connection, request, arrived)
 
     def _serve(self, connection: Connection, request: Request, arrived: float) -> None:
+        connection.request = getcurrent()
         try:
             self._answer(connection, request, arrived)
         except BaseException:  # a connection without a request that answers it would stay for ever

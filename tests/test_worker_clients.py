@@ -162,7 +162,7 @@ def test_a_body_over_the_limit_is_cut_and_the_client_reads_the_answer(
         client.send(request + GET % b"canary")
         (answer,) = client.last_answers()
     seen = answer.json()
-    assert seen["body"] == LIMIT + 1 if chunked else seen["environ"]["CONTENT_LENGTH"] == str(sent)
+    assert seen["body"] == 0 and LIMIT < int(seen["environ"]["CONTENT_LENGTH"]) <= sent
     assert answer.headers["connection"] == "close"
     assert strict.marks() == []
 
@@ -184,7 +184,7 @@ def test_an_endless_chunked_body_is_cut_off(strict: PlainServer) -> None:
             client.send(b"4000\r\n%s\r\n" % (b"a" * 0x4000))
             client.read(0.001)
         (answer,) = client.last_answers(GIVEN_UP_SECONDS)
-    assert answer.json()["body"] == LIMIT + 1
+    assert int(answer.json()["environ"]["CONTENT_LENGTH"]) > LIMIT
 
 
 def test_a_hundred_heads_that_drip_hold_up_nobody(patient: PlainServer) -> None:
