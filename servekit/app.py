@@ -12,6 +12,7 @@ from servekit.lean import LeanFlask
 from servekit.model import ReportMetric, ignore_metric
 from servekit.platforms import AUTO, NONE
 from servekit.repository import Repository
+from servekit.shedding import Shedding
 from servekit.torchserve.properties import properties_of
 
 
@@ -44,7 +45,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         app.register_blueprint(docs.bp)
     if properties:
         add_torchserve(app, repository, properties)
-    app.wsgi_app = middleware.stack(app.wsgi_app, settings)  # type: ignore[assignment,method-assign]
+    app.wsgi_app = middleware.stack(Shedding(app.wsgi_app), settings)  # type: ignore[assignment,method-assign]
     if settings.tracing:
         from servekit.tracing import Tracing, provider  # OpenTelemetry's packages are an extra
 

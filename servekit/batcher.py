@@ -19,11 +19,10 @@ TOO_LATE = "The server was too busy to answer before the deadline; try again lat
 FULL = "The server is too busy to take this request; try again later."
 
 MAX_JOBS = 64  # of one request that wait at once: whoever sends a million rows makes no line of a million for the others
+MAX_REQUESTS = 500  # in a worker: half of Gunicorn's worker_connections, so that the others can be told to come later
 MAX_PARTS_BYTES = 16 * 2**20  # of an answer, given by the engine and not yet taken by the client
 
 Result = TypeVar("Result")
-
-_SMOOTHING = 0.1  # weight of the newest pass in the running average of its speed
 
 
 def remaining(deadline: float) -> float:
@@ -160,13 +159,15 @@ def beside(function: Callable[[], Result]) -> Result:
 
 
 class Backlog:
-    """The rows that a worker has taken in and not yet answered, over all its models, and their limit."""
+    """What a worker has taken in and not yet answered, over all its models, and its limits: rows, and requests.
+
+    Who holds `lock` may ask, and then `add` or `remove`.
+    """
 
     def __init__(self, max_rows: int) -> None:
+        self.lock = threading.Lock()
         self._max_rows = max_rows
-        self._rows = 0
-        self._seconds_per_row = 0.0
-        self._lock = threading.Lock()
+        self._rows = self._requests = 0
 
     @property
     def rows(self) -> int:
@@ -174,28 +175,33 @@ class Backlog:
         return self._rows
 
     def enter(self, rows: int) -> None:
-        """Take in a request of `rows` rows; raise Overloaded if too many wait already. A lone request always enters.
-
-        One that is larger than the limit leaves half of it to others, whose passes run between its own.
-        """
-        with self._lock:
-            if self._rows and self._rows + rows > self._max_rows:
-                error = Overloaded(FULL)
-                error.retry_after = max(1, math.ceil(self._rows * self._seconds_per_row))
-                raise error
-            self._rows += self._counted(rows)
+        """Take in a request of `rows` rows; raise Overloaded if too many wait already. A lone request always enters."""
+        with self.lock:
+            if not self.has_room(rows):
+                raise Overloaded(FULL)
+            self.add(rows)
 
     def leave(self, rows: int) -> None:
         """Let a request of `rows` rows go, answered or not."""
-        with self._lock:
-            self._rows -= self._counted(rows)
+        with self.lock:
+            self.remove(rows)
+
+    def has_room(self, rows: int) -> bool:
+        """Return True if a request of `rows` rows may enter."""
+        return not self._rows or self._rows + rows <= self._max_rows and self._requests < MAX_REQUESTS
+
+    def add(self, rows: int) -> None:
+        """Count a request; one that is larger than the limit leaves half of it to others, who run between its passes."""
+        self._rows += self._counted(rows)
+        self._requests += 1
+
+    def remove(self, rows: int) -> None:
+        """Count a request no more."""
+        self._rows -= self._counted(rows)
+        self._requests -= 1
 
     def _counted(self, rows: int) -> int:
         return rows if rows <= self._max_rows else self._max_rows // 2
-
-    def note_speed(self, rows: int, seconds: float) -> None:
-        """Learn from a pass of `rows` rows how long those that wait will take."""
-        self._seconds_per_row += _SMOOTHING * (seconds / rows - self._seconds_per_row)
 
 
 class Batcher:

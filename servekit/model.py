@@ -11,6 +11,7 @@ from servekit.batcher import Backlog, Batcher, Parts, give_way, remaining, strea
 from servekit.engines import Engine
 from servekit.errors import InvalidInput
 from servekit.handlers.base import Handler
+from servekit.line import Line
 from servekit.metrics import ModelMeter, add_rows_waiting, is_of_models_code
 from servekit.record import record
 from servekit.signature import Signature
@@ -58,6 +59,7 @@ class Model:
         self._max_wait = max_wait
         self._handler = handler
         self._backlog = backlog
+        self._line = Line(backlog, spec.max_batch_rows)
         self._engine = engine
         self._batcher = Batcher(engine, spec.max_batch_rows, observe=self._observe, on_error=self._note_hidden, **batching)
 
@@ -93,7 +95,7 @@ class Model:
         started = time.monotonic()
         rows = row_count(tensors)
         try:
-            self._take_in(rows)
+            self._take_in(rows, deadline)
             try:
                 return self._predict(tensors, rows, deadline, started)
             finally:
@@ -133,7 +135,7 @@ class Model:
         """
         started = time.monotonic()
         try:
-            self._take_in(1)
+            self._take_in(1, deadline)
             try:
                 yield from self._stream(tensors, deadline, parts, started)
             finally:
@@ -166,7 +168,7 @@ class Model:
         """
         rows, started = sum(map(row_count, requests)), time.monotonic()
         try:
-            self._take_in(rows)
+            self._take_in(rows, deadline)
             try:
                 return self._predict_each(requests, self._waits_until(deadline), started)
             finally:
@@ -203,18 +205,18 @@ class Model:
         _note_steps(preprocess.seconds, postprocess.seconds)
         return answers
 
-    def _take_in(self, rows: int) -> None:
+    def _take_in(self, rows: int, deadline: float) -> None:
         """Take in a request of `rows` rows, which `_let_go` lets go; raise Overloaded if there are too many."""
         current = record.get()
         if current is not None:
             current.model, current.version = self.name, self.version
             current.began = current.began or time.monotonic()
             current.rows += rows
-        self._backlog.enter(rows)
+        self._line.enter(rows, deadline)
         add_rows_waiting(rows)
 
     def _let_go(self, rows: int) -> None:
-        self._backlog.leave(rows)
+        self._line.leave(rows)
         add_rows_waiting(-rows)
 
     def _note_failure(self, error: Exception, seconds: float, requests: int = 1) -> None:
@@ -236,7 +238,7 @@ class Model:
         return min(deadline, time.monotonic() + self._max_wait)
 
     def _observe(self, rows: int, seconds: float, waits: Sequence[float]) -> None:
-        self._backlog.note_speed(rows, seconds)
+        self._line.note_pass(rows)
         self.meter.observe(rows, seconds, waits)
 
 

@@ -153,17 +153,6 @@ def test_a_pass_is_observed_with_its_rows_and_waits() -> None:
     assert count == 5 and 0.01 <= seconds < 1 and len(waits) == 2 and all(0.02 <= wait < 1 for wait in waits)
 
 
-def test_the_time_to_try_again_follows_from_what_waits_and_how_fast_it_goes() -> None:
-    backlog = Backlog(100)
-    for _ in range(100):
-        backlog.note_speed(rows=10, seconds=1.0)
-    backlog.enter(90)
-    with pytest.raises(Overloaded) as refused:
-        backlog.enter(11)
-    assert refused.value.retry_after == 9  # 90 rows at a tenth of a second
-    backlog.enter(10)
-
-
 def test_a_request_that_is_larger_than_the_limit_leaves_room_for_others() -> None:
     backlog = Backlog(100)
     backlog.enter(1_000_000)

@@ -1,0 +1,86 @@
+"""Refusing cheaply: while a line is full, what was answered to the last ones like it is the answer to the next.
+
+A refusal through routing, view, codec and error handler costs a fifth of a prediction, so at five times the load that a
+server can take refusals alone would take all of it. Here one costs a look-up: the contract's own answer is repeated.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from servekit.line import Line, refused_by
+from servekit.middleware import DEADLINE
+
+MAX_DOORS = 64  # remembered at a time; clients may send requests of as many kinds as they like
+
+# What an answer to a refused request can depend on, beside the body; a content type without its parameters.
+_KEYS = (
+    *("SERVER_PORT", "REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "HTTP_ACCEPT", "HTTP_AUTHORIZATION", "HTTP_ORIGIN"),
+    "HTTP_X_AMZN_SAGEMAKER_TARGET_MODEL",
+)
+_RETRY_AFTER = "Retry-After"
+_REQUEST = "werkzeug.request"
+
+Answer = tuple[str, list[tuple[str, str]], list[bytes]]
+
+
+class Door:
+    """Where requests of one kind come in: the line that has refused the last one, and what that was told."""
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self.url_rule: Any = None  # for the meter, which looks for it on Flask's request
+        self.seen: Answer | None = None
+        self.is_sure = False  # two were told the same: there is nothing of the request in it
+
+    def note(self, answer: Answer, rule: Any) -> None:
+        """Look at what a request was told by the application that this door's line has refused."""
+        self.is_sure = self.seen == answer
+        self.seen, self.url_rule = answer, rule
+
+
+class Shedding:
+    """Answers requests that the line they would join refuses, without the application."""
+
+    def __init__(self, app: WSGIApplication) -> None:
+        self._app = app
+        self._doors: dict[tuple[str, ...], Door] = {}
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer as the application does, or would."""
+        refused_by.set(None)
+        if self._doors and (door := self._doors.get(_key(environ))) is not None:
+            return self._at(door, environ, start_response)
+        pieces = self._app(environ, start_response)
+        if (line := refused_by.get()) is not None:
+            self._remember(environ, line)
+        return pieces
+
+    def _at(self, door: Door, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if door.is_sure and door.seen and door.line.refuses(environ[DEADLINE]):
+            environ[_REQUEST] = door
+            status, headers, body = door.seen
+            start_response(status, [*headers, (_RETRY_AFTER, str(door.line.retry_after))])
+            return body
+        told: list[Any] = []
+
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Any:
+            rule = getattr(environ.get(_REQUEST), "url_rule", None)  # Flask forgets the request when it is done
+            told[:] = [status, [header for header in headers if header[0] != _RETRY_AFTER], rule]
+            return start_response(status, headers, exc_info)
+
+        pieces = self._app(environ, start)
+        if (line := refused_by.get()) is not None and told and isinstance(pieces, list):
+            door.line = line
+            door.note((told[0], told[1], list(pieces)), told[2])
+        return pieces
+
+    def _remember(self, environ: WSGIEnvironment, line: Line) -> None:
+        if len(self._doors) >= MAX_DOORS:
+            self._doors.clear()
+        self._doors[_key(environ)] = Door(line)
+
+
+def _key(environ: WSGIEnvironment) -> tuple[str, ...]:
+    kind = environ.get("CONTENT_TYPE", "").partition(";")[0]
+    return (kind, *[environ.get(name, "") for name in _KEYS])
