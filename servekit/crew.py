@@ -1,10 +1,19 @@
-"""How many workers Gunicorn's master keeps: as many as the desired state says, through signals, reloads and slow stops."""
+"""How many workers Gunicorn's master keeps: as many as the desired state says, through signals, reloads and slow stops.
 
+No worker stops before another is ready in its place.
+"""
+
+import logging
+from collections.abc import Callable
 from typing import Any
 
 from gunicorn.arbiter import Arbiter
 
 from servekit.state import State
+
+SHARE_AT_A_TIME = 0.25  # of the workers that a reload replaces
+
+log = logging.getLogger("servekit")
 
 
 def follow_number(server: Arbiter, state: State) -> None:
@@ -19,8 +28,11 @@ def follow_number(server: Arbiter, state: State) -> None:
         if state.workers != followed:
             server.num_workers = followed = state.workers
         state.note_extra(server.num_workers - followed)
-        everyone, leaving = server.WORKERS, state.leaving()
-        server.WORKERS = staying = {pid: worker for pid, worker in everyone.items() if pid not in leaving}
+        everyone, hidden = server.WORKERS, state.leaving()
+        # Of those that are too many Gunicorn stops the oldest: for each that is still starting, one may stay meanwhile.
+        starting = sorted(set(_staying(server, state)) - state.ready(), key=lambda pid: everyone[pid].age, reverse=True)
+        hidden.update(starting[: max(0, len(_staying(server, state)) - server.num_workers)])
+        server.WORKERS = staying = {pid: worker for pid, worker in everyone.items() if pid not in hidden}
         try:
             manage()
         finally:
@@ -28,6 +40,71 @@ def follow_number(server: Arbiter, state: State) -> None:
             server.WORKERS = everyone
 
     server.manage_workers = manage_as_desired
+
+
+def hand_over(server: Arbiter, state: State, why_not: Callable[[], str]) -> None:
+    """Let a reload of `server` replace its workers little by little; `why_not` says why there is to be none, or "".
+
+    Gunicorn starts all new workers, stops all old ones at once, and hears no signal until those have ended. Here some
+    start at a time, so that those who serve meanwhile keep cores and memory, and the master goes on. A reload that
+    follows before the last one is done makes what has started out of date, too.
+    """
+    reload, manage, spawn = server.reload, server.manage_workers, server.spawn_worker
+    last_old = 0  # the age of the youngest worker that is to be replaced
+
+    def replace_some() -> None:
+        manage()
+        staying = _staying(server, state)
+        old = sum(server.WORKERS[pid].age <= last_old for pid in staying)
+        starting = len(set(staying) - state.ready())
+        at_a_time = max(1, round(server.num_workers * SHARE_AT_A_TIME))
+        for _ in range(min(old, at_a_time - starting, state.room())):
+            spawn()
+
+    def reload_if_servable() -> None:
+        nonlocal last_old
+        if reason := why_not():
+            log.error("Not reloaded, the old workers go on: %s", reason)
+            return
+        patience = None
+
+        def do_not_wait() -> None:
+            nonlocal patience
+            patience = server.cfg.graceful_timeout  # what Gunicorn is about to wait for the old workers
+            server.cfg.set("graceful_timeout", 0)
+
+        server.spawn_worker, server.manage_workers = _nothing, do_not_wait
+        try:
+            reload()
+        finally:
+            server.spawn_worker, server.manage_workers = spawn, replace_some
+            if patience is not None:
+                server.cfg.set("graceful_timeout", patience)
+        last_old = server.worker_age
+        replace_some()
+
+    server.manage_workers = replace_some
+    server.reload = reload_if_servable
+
+
+def _nothing() -> None:
+    pass
+
+
+def _staying(server: Arbiter, state: State) -> list[int]:
+    leaving = state.leaving()
+    return [pid for pid in server.WORKERS if pid not in leaving]
+
+
+def announce_stop(server: Arbiter, state: State) -> None:
+    """Let the workers know when `server` stops, not only they: readiness probes then fail until the last one has ended."""
+    stop = server.stop
+
+    def stop_and_say(graceful: bool = True) -> None:
+        state.stop()
+        stop(graceful)
+
+    server.stop = stop_and_say
 
 
 def keep_instances(server: Arbiter, state: State) -> None:

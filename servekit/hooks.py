@@ -22,7 +22,7 @@ from gunicorn.workers.base import Worker
 
 import servekit
 from servekit.config import MULTIPROCESS_DIR, Settings
-from servekit.crew import follow_number, keep_instances, keep_number
+from servekit.crew import announce_stop, follow_number, hand_over, keep_instances, keep_number
 from servekit.desired import Desired
 from servekit.errors import Overloaded, StartupError
 from servekit.logs import ACCESS_LOGGER, TextFormatter, configure_handler, is_worth_a_line, marked, trace_of_access
@@ -179,19 +179,10 @@ def on_starting(server: Arbiter) -> None:
     if settings.torchserve or settings.multi_model:
         # A reload gives new workers what the old ones have: what is served changes by requests only.
         keep_number(server, _state)
-        return
-    keep_instances(server, _state)
-    reload = server.reload
-
-    def reload_if_servable() -> None:
-        """Reload, unless the new workers could not serve: Gunicorn stops the old ones without waiting for them."""
-        reason = _why_not_servable(server.cfg) or _look_again(server.num_workers)
-        if reason:
-            log.error("Not reloaded, the old workers go on: %s", reason)
-        else:
-            reload()
-
-    server.reload = reload_if_servable
+        hand_over(server, _state, lambda: "")
+    else:
+        keep_instances(server, _state)
+        hand_over(server, _state, lambda: _why_not_servable(server.cfg) or _look_again(server.num_workers))
 
 
 def pre_fork(server: Arbiter, worker: Worker) -> None:
@@ -313,14 +304,16 @@ def _sleep_unless_stopped(worker: Worker, seconds: float) -> None:
 def _why_not_servable(cfg: Config) -> str:
     """Return why a worker started now could not serve, or "": load the application in a process of its own."""
     variables = {name: value for name, value in os.environ.items() if name != MULTIPROCESS_DIR}
-    command = [sys.executable, "-c", "from servekit.app import application; application()"]
+    # Those who are served meanwhile come first.
+    trial = "import os; os.nice(19); from servekit.app import application; application()"
+    command = [sys.executable, "-c", trial]
     try:
-        trial = subprocess.run(
+        ended = subprocess.run(
             command, cwd=cfg.chdir, env=variables, capture_output=True, text=True, timeout=TRIAL_SECONDS
         )
     except subprocess.TimeoutExpired:
         return f"the models did not load within {TRIAL_SECONDS:.0f} seconds"
-    return "" if trial.returncode == 0 else (trial.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+    return "" if ended.returncode == 0 else (ended.stderr.strip().splitlines() or ["it ended without a word"])[-1]
 
 
 def _listing(models: list[Any]) -> str:
@@ -349,6 +342,7 @@ def _prepare_state(server: Arbiter, settings: Settings) -> None:
     if entries or settings.torchserve:  # else the workers are about to say what is missing
         server.num_workers = state.workers
     follow_number(server, state)
+    announce_stop(server, state)
     _outlive_exit_statuses(server)
 
 

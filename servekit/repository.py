@@ -126,7 +126,9 @@ class Repository:
         return self._state.read()
 
     def require_ready(self) -> None:
-        """Raise NotReady, with the reason, if no prediction can be made, or not yet every one that should be."""
+        """Raise NotReady, with the reason, if no prediction can be made, not yet every one that should be, or soon none."""
+        if self._state.is_stopping():
+            raise NotReady("The server is stopping.")
         # As far as it has followed: while new ones are loaded, the others are served.
         missing = [entry for entry in self._shown.entries() if entry.workers and entry.key not in self._models]
         if missing or not self._models:

@@ -12,7 +12,7 @@ from servekit.config import PREFIX, usable_cores
 from servekit.errors import SettingError
 from servekit.hooks import Logger, child_exit, on_starting, post_fork, post_worker_init, pre_fork  # noqa: F401
 from servekit.logs import ACCESS_FORMAT
-from servekit.platforms import AUTO, Platform, platform_of
+from servekit.platforms import AUTO, Platform, platform_of, positive
 from servekit.torchserve.properties import Properties
 
 
@@ -35,6 +35,14 @@ def _platform() -> Platform:
         sys.exit(f"servekit cannot start: {error}")
 
 
+def _asked_workers() -> int | None:
+    """Return the number of workers that WEB_CONCURRENCY asks for, if it does; end the process if it is none."""
+    try:
+        return positive(os.environ, "WEB_CONCURRENCY", 0) if os.environ.get("WEB_CONCURRENCY") else None
+    except SettingError as error:
+        sys.exit(f"servekit cannot start: {error}")
+
+
 _properties = _torchserve()
 _cloud = _platform()
 
@@ -42,7 +50,7 @@ wsgi_app = "servekit.app:application()"
 bind = [_cloud.bind]  # loopback unless a cloud asks for more: whoever opens it to a network decides so
 
 # One worker a core with one thread of arithmetic each: more of either fight for the same cores.
-workers = int(os.environ.get("WEB_CONCURRENCY") or _cloud.workers or usable_cores())
+workers = int(_asked_workers() or _cloud.workers or usable_cores())
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -67,5 +75,5 @@ loglevel = _cloud.log_level
 if _properties is not None:
     bind = [address.bind for address in _properties.addresses]
     # A model of its users is as large as they like: as many copies as they ask for, and one if they do not.
-    workers = int(os.environ.get("WEB_CONCURRENCY") or _properties.default_workers_per_model or 1)
+    workers = int(_asked_workers() or _properties.default_workers_per_model or 1)
     loglevel = _properties.log_level

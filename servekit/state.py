@@ -12,11 +12,9 @@ import logging
 import math
 import mmap
 import os
-import select
 import shutil
 import signal
 import stat
-import sys
 import tempfile
 import threading
 import time
@@ -24,6 +22,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from servekit.bells import Bells
 from servekit.desired import Desired, Entry
 from servekit.errors import Overloaded
 from servekit.memory import memory_of
@@ -38,7 +37,6 @@ POLL_SECONDS = 0.01  # between two looks at a lock, or at the slots
 _DESIRED, _LOCK, _SLOTS, _OWNER, _ARCHIVES = "desired.json", "lock", "slots", "owner", "archives"
 _WORD = 8  # bytes of a number
 _FREE, _NOT_YET = 0, -1
-_RING = (1).to_bytes(8, sys.byteorder)  # an eventfd takes eight bytes
 
 _held: set[int] = set()  # descriptors of locks: a process that a model's code forks is not to keep them
 os.register_at_fork(after_in_child=lambda: _close_all(_held))
@@ -66,11 +64,10 @@ class State:
         """`folder` exists and is this server's alone; `slots` bounds the workers that live at the same time."""
         self.folder = folder
         self._slots = slots
-        memory = memoryview(mmap.mmap(-1, _WORD * (3 + 2 * slots))).cast("q")
+        memory = memoryview(mmap.mmap(-1, _WORD * (4 + 2 * slots))).cast("q")
         self._generation, self._workers, self._extra = memory[:1], memory[1:2], memory[2:3]
-        self._pids, self._applied = memory[3 : 3 + slots], memory[3 + slots :]
-        self._bells = [_bell() for _ in range(slots)]
-        weakref.finalize(self, _silence, self._bells)
+        self._stops, self._pids, self._applied = memory[3:4], memory[4 : 4 + slots], memory[4 + slots :]
+        self._bells = Bells(slots)
         self._slot: int | None = None
         self._slot_lock = threading.RLock()  # a signal may make this worker leave while it reports
         self._leaves_at = math.inf  # when this worker gives up waiting, since it stops
@@ -151,6 +148,14 @@ class State:
         """Note, in the master, how many workers more than desired it keeps: signals and reloads can tell it to."""
         self._extra[0] = workers
 
+    def stop(self) -> None:
+        """Note, in the master, that the whole server is about to stop."""
+        self._stops[0] = 1
+
+    def is_stopping(self) -> bool:
+        """Return True if the whole server is about to stop."""
+        return bool(self._stops[0])
+
     def archive_folder(self) -> Path:
         """Return a new folder's name, for an archive to be unpacked into; its parent exists."""
         parent = self.folder / _ARCHIVES
@@ -190,7 +195,9 @@ class State:
         with self._slot_lock:
             self.report(report)
             if self._slot is not None:
-                self._applied[self._slot] = generation
+                before, self._applied[self._slot] = self._applied[self._slot], generation
+                if before == _NOT_YET:
+                    self._rouse_master()
 
     def report(self, report: Report) -> None:
         """Write what this worker says of itself, for others to read."""
@@ -204,12 +211,19 @@ class State:
 
     def reports(self) -> list[Report]:
         """Return what the workers that live say of themselves, in the order of their start."""
-        living = {pid for pid in self._pids if pid > _FREE}
-        return [report for report in read_reports(self.folder) if report.pid in living]
+        return [report for report in read_reports(self.folder) if report.pid in self._pids]
 
     def leaving(self) -> set[int]:
         """Return the process ids of workers that have left and not ended yet."""
         return {-pid for pid in self._pids if pid < _FREE}
+
+    def ready(self) -> set[int]:
+        """Return the process ids of workers that have loaded what they should serve, and have not left."""
+        return {pid for pid, done in zip(self._pids, self._applied, strict=True) if pid > _FREE and done != _NOT_YET}
+
+    def room(self) -> int:
+        """Return how many more workers can start."""
+        return sum(pid == _FREE for pid in self._pids)
 
     def wait(self, generation: int, seconds: float) -> int:
         """Wait until as many workers as there should be have applied `generation`; return how many have not in time."""
@@ -245,24 +259,17 @@ class State:
 
     def wake(self) -> None:
         """Make every worker look at the desired state."""
-        for _, end in self._bells:
-            with contextlib.suppress(BlockingIOError):  # it is full of wake-ups
-                os.write(end, _RING)
+        self._bells.ring()
 
     def sleep(self, seconds: float | None) -> bool:
         """Block, in a worker, until woken or for that long; return False if it has left and is to follow no more."""
-        slot = self._slot
-        if slot is None:
+        if (slot := self._slot) is None:
             return False
-        bell = self._bells[slot][0]
-        poll = select.poll()
-        poll.register(bell, select.POLLIN)
-        poll.poll(None if seconds is None else seconds * 1000)
+        self._bells.wait(slot, seconds)
         with self._slot_lock:
             if self._slot is None:
                 return False
-            with contextlib.suppress(BlockingIOError):
-                os.read(bell, 4096)
+            self._bells.hush(slot)
         return True
 
     def claim(self, what: str) -> bool:
@@ -278,8 +285,8 @@ class State:
 
     def _rouse_master(self) -> None:
         """Make the master look at its workers."""
-        if os.getpid() != self._master:
-            with contextlib.suppress(ProcessLookupError):  # it is gone, and this worker is about to find out
+        with contextlib.suppress(ProcessLookupError):  # it is gone, and this worker is about to find out
+            if os.getpid() != self._master:
                 os.kill(self._master, signal.SIGCHLD)
 
     def _report_path(self, slot: int) -> Path:
@@ -366,22 +373,6 @@ def _write(path: Path, text: str, syncs: bool = False) -> None:
         if syncs:
             os.fsync(descriptor)
     new.replace(path)
-
-
-def _bell() -> tuple[int, int]:
-    """Return two descriptors, which may be the same one: what is written to the second wakes who waits for the first."""
-    if hasattr(os, "eventfd"):
-        bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        return bell, bell
-    ends = os.pipe()
-    for end in ends:
-        os.set_blocking(end, False)
-    return ends
-
-
-def _silence(bells: list[tuple[int, int]]) -> None:
-    for descriptor in {end for bell in bells for end in bell}:
-        os.close(descriptor)
 
 
 def _close_all(descriptors: set[int]) -> None:

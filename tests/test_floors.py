@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors", "config", "platforms", "logs", "memory", "record", "trace"},
     {"tensors", "metrics", "exchange"},
-    {"codecs", "spec", "signature", "desired", "state", "stores", "archive", "unpacking", "imports", "ts", "triton"},
+    {"codecs", "spec", "signature", "desired", "bells", "state", "stores", "archive", "unpacking", "imports", "ts", "triton"},
     {"engines", "handlers", "batcher"},
     {"model", "loading", "ensemble"},
     {"repository"},

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from servekit.cli.ports import require_free
 from servekit.config import PREFIX
-from servekit.platforms import require_safe_ports
+from servekit.platforms import positive, require_safe_ports
 
 APPLICATION = "servekit.app:application()"
 _OURS = ["--config", "python:servekit.server"]
@@ -56,8 +56,11 @@ def become_gunicorn(options: Sequence[str], environ: Mapping[str, str]) -> NoRet
 def require_free_addresses(options: Sequence[str]) -> list[Any]:
     """Return where a Gunicorn with `options` would listen, (host, port) or a path each.
 
-    Raises StartupError if it could not. Gunicorn itself would try for five seconds, and not know who is in the way.
+    Raises StartupError if it could not. Gunicorn itself would try for five seconds, and not know who is in the way; and
+    of a WEB_CONCURRENCY that is no number it prints a traceback when it is imported.
     """
+    if os.environ.get("WEB_CONCURRENCY"):
+        positive(os.environ, "WEB_CONCURRENCY", 0)
     with _as_command(options):
         from gunicorn.app.wsgiapp import WSGIApplication
 
