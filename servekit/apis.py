@@ -1,6 +1,6 @@
 """APIs that have addresses of their own; what they take is imported only where they are asked for."""
 
-from servekit import ext, gateway
+from servekit import access, ext, gateway
 from servekit.blueprints import (
     azure,
     azure_scripts,
@@ -46,7 +46,7 @@ def torchserve_reporter(properties: Properties) -> ReportMetric:
 
 def add_torchserve(app: LeanFlask, repository: Repository, properties: Properties) -> None:
     """Add TorchServe's three APIs, each for the port of its own address only, and servekit's health beside the first."""
-    registry.init_app(app, repository, properties, KEY_FILE.absolute(), packages_folder())
+    registry.init_app(app, access.visible(app, repository), properties, KEY_FILE.absolute(), packages_folder())
     apis = {
         torchserve_inference: properties.inference_address,
         torchserve_management: properties.management_address,

@@ -4,9 +4,9 @@ import os
 
 from flask import Flask
 
-from servekit import ext, hooks, metrics, middleware
+from servekit import entrance, ext, hooks, metrics, middleware
 from servekit.blueprints import docs, linear, mnist, open_inference, ops, predict, predictions, tensorflow_serving
-from servekit.config import Settings
+from servekit.config import Settings, seal_keys
 from servekit.errors import StartupError
 from servekit.lean import LeanFlask
 from servekit.model import ReportMetric, ignore_metric
@@ -21,6 +21,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     Raises StartupError, whose message names the file or setting and the remedy.
     """
+    seal_keys(os.environ)
     settings = settings or Settings.from_environ(os.environ)
     properties = properties_of(settings) if settings.torchserve else None
     report_metric: ReportMetric = ignore_metric
@@ -35,7 +36,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     repository = Repository.load(settings, hooks.shared_state(), report_metric)
 
     app = LeanFlask("servekit", static_folder=None)
-    ext.init_app(app, settings, repository)
+    ext.init_app(app, settings, repository, entrance.shared_tally())
     metrics.init_app(app)
     if has_platform:  # before the others: of two routes with one address the first answers
         add_platform(app, settings)

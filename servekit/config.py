@@ -6,9 +6,11 @@ threads.
 
 import dataclasses
 import difflib
+import hashlib
 import math
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,11 @@ MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"  # the Prometheus client's variabl
 ARRIVED = "servekit.arrived"  # environ key of WSGI: when a request arrived, a time of the monotonic clock
 LOG_FORMATS = ("text", "json")
 ENGINES = ("auto", "onnx", "torch")
+MIN_KEY_LENGTH = 16  # characters: a shorter key can be guessed
+KEYS = ("inference_key", "management_key")  # settings that hold one
+RATE = re.compile(r"[1-9][0-9]{0,8}/(second|minute|hour|day)")
+_KEY = re.compile(rf"[!-~]{{{MIN_KEY_LENGTH},}}")  # what a header can hold
+_SEALED = re.compile(r"sha256:[0-9a-f]{64}")
 _ROOT = Path("/")
 
 
@@ -37,6 +44,11 @@ class Settings:
     default_accept: str = "application/json"  # what /invocations answers where the client does not say
     platform: str = "auto"  # the cloud whose contract is served: by its environment variables, or its name, or "none"
     trusted_models_only: bool = False  # refuse model files that can run code when they are loaded
+    keys: str = ""  # a JSON file of keys, one for each client; empty: those of the next two settings, if there are any
+    inference_key: str = dataclasses.field(default="", repr=False)  # lets its holder ask for predictions
+    management_key: str = dataclasses.field(default="", repr=False)  # lets its holder do everything
+    rate_limit: str = ""  # of each key that has none of its own, such as 100/second; empty: none
+    allow_anonymous: bool = False  # let everyone who reaches the server in, whatever its address
     torchserve: str = ""  # TorchServe's properties, a line each, as `servekit torchserve` hands them on; empty: off
     engine: str = "auto"  # "onnx", "torch", or auto: ONNX where its package and the model's file are there
     max_body_bytes: int = 25 * 2**20  # 25 MiB: a thousand scanned digits, and a bound on what a client holds
@@ -62,6 +74,16 @@ class Settings:
             seconds = getattr(self, name)
             _require(seconds > 0 and math.isfinite(seconds), name, "a number of seconds above 0")
         _require(self.log_format in LOG_FORMATS, "log_format", "one of: " + ", ".join(LOG_FORMATS))
+        for name in KEYS:
+            if getattr(self, name):
+                object.__setattr__(self, name, sealed(getattr(self, name), f"{PREFIX}{name.upper()}"))
+        _require(not self.rate_limit or RATE.fullmatch(self.rate_limit), "rate_limit", "a rate such as 100/second or 5000/hour")
+        _require(not self.rate_limit or self.has_keys, "rate_limit", "left unset where there are no keys: each has its own count")
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether requests are asked for a key."""
+        return bool(self.keys or self.inference_key or self.management_key)
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "Settings":
@@ -84,6 +106,28 @@ class Settings:
         stores = {} if platform.models is None else {"model_store": platform.models}
         name = choice if platform.name == NONE else platform.name
         return cls(**{**stores, **platform.settings, **values, "platform": name})
+
+
+def sealed(key: str, where: str) -> str:
+    """Return `sha256:` and the digest of `key`, by which it is known; one that is sealed already comes back as it is.
+
+    Raises SettingError, which names `where` the key stands and nothing of it, for one that is short or cannot be sent.
+    """
+    if _SEALED.fullmatch(key):
+        return key
+    if not _KEY.fullmatch(key):
+        raise SettingError(
+            f"{where} must have at least {MIN_KEY_LENGTH} visible characters of ASCII; "
+            "python -c 'import secrets; print(secrets.token_urlsafe())' makes one."
+        )
+    return f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def seal_keys(environ: MutableMapping[str, str]) -> None:
+    """Put digests in the place of the keys in `environ`, so that the code of models does not find them there."""
+    for variable in (f"{PREFIX}{name.upper()}" for name in KEYS):
+        if _KEY.fullmatch(environ.get(variable, "")):
+            environ[variable] = sealed(environ[variable], variable)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], prefix: str = "") -> str:
@@ -113,7 +157,7 @@ def visible_gpus(environ: Mapping[str, str], root: Path = _ROOT) -> int:
     return there if chosen is None else min(there, len([name for name in chosen.split(",") if name.strip()]))
 
 
-def _require(condition: bool, name: str, wanted: str) -> None:
+def _require(condition: object, name: str, wanted: str) -> None:
     if not condition:
         raise SettingError(f"{PREFIX}{name.upper()} must be {wanted}.")
 

@@ -5,7 +5,7 @@ Standard library only: the master imports this.
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 
@@ -95,6 +95,12 @@ class Desired:
             return dataclasses.replace(self, models={**models, name: versions})
         defaults = {each: default for each, default in self.defaults.items() if each != name}
         return dataclasses.replace(self, models=models, defaults=defaults)
+
+    def restricted(self, names: Collection[str]) -> "Desired":
+        """Return this state with the models called `names` only, which is how some clients are to see it."""
+        models = {name: versions for name, versions in self.models.items() if name in names}
+        defaults = {name: version for name, version in self.defaults.items() if name in names}
+        return dataclasses.replace(self, models=models, defaults=defaults, fewest_workers=self.workers)
 
     @property
     def workers(self) -> int:

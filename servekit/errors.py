@@ -8,6 +8,9 @@
     └── RequestError              a request gets no prediction
         ├── InvalidInput          400  what was sent cannot be understood
         │   └── InputTooLarge     413  one input of the request would take too much to read
+        ├── Unauthorized          401  no key was sent, or one that nobody has
+        ├── Forbidden             403  the key that was sent may not do this
+        ├── TooManyRequests       429  the key has made all the requests that it may make for now
         ├── ModelNotFound         404  no such model is loaded
         │   └── VersionNotFound   404  no such version of it is loaded
         ├── VersionExists         409  that version is registered already
@@ -57,6 +60,35 @@ class RequestError(ServekitError):
 
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     retry_after: int | None = None  # seconds, sent as the Retry-After header
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """What the header of the answer says beside its status."""
+        return [] if self.retry_after is None else [("Retry-After", str(self.retry_after))]
+
+
+class Unauthorized(RequestError):
+    """No key was sent, or one that nobody has; the message says how to send one."""
+
+    status = HTTPStatus.UNAUTHORIZED
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """How to send a key (RFC 9110, section 11.6.1)."""
+        return [("WWW-Authenticate", "Bearer")]
+
+
+class Forbidden(RequestError):
+    """The key that was sent may not do this, or a page of another site has sent the request."""
+
+    status = HTTPStatus.FORBIDDEN
+
+
+class TooManyRequests(RequestError):
+    """The key has made all the requests that it may make for now; whoever raises it sets `retry_after`."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    retry_after: int | None = 1
 
 
 class InvalidInput(RequestError):

@@ -12,6 +12,7 @@ import numpy as np
 from flask import Blueprint, Flask, Response, current_app, jsonify, request
 from werkzeug.exceptions import HTTPException
 
+from servekit import access
 from servekit.batcher import TOO_LATE, Result, beside
 from servekit.config import Settings
 from servekit.errors import DeadlineExceeded, InvalidInput, ModelNotFound, OutOfMemory, RequestError
@@ -23,12 +24,13 @@ from servekit.payload import MAX_PARTS, BodyInMemory, Payload
 from servekit.platforms import AUTO, NONE
 from servekit.repository import Repository
 from servekit.signature import Signature
+from servekit.tally import Tally
 
 log = logging.getLogger(__name__)
 
 Write = Callable[[str, int], Response]  # from the sentence of an error and its status
 
-_KEY, _SETTINGS, _DRESSES = "servekit", "servekit.settings", "servekit.dresses"
+_KEY, _VISIBLE, _SETTINGS, _DRESSES = "servekit", "servekit.visible", "servekit.settings", "servekit.dresses"
 _SENTENCES = {
     HTTPStatus.NOT_FOUND: "There is nothing at this address; POST to /predict, or GET /health.",
     HTTPStatus.METHOD_NOT_ALLOWED: "This address does not take that method; the Allow header lists those it takes.",
@@ -66,9 +68,14 @@ class _Large:
 _large = _Large()
 
 
-def init_app(app: Flask, settings: Settings, repository: Repository) -> None:
-    """Give `app` its models, its limits and the one shape of its errors."""
-    app.extensions.update({_KEY: repository, _SETTINGS: settings, _DRESSES: {}})
+def init_app(app: Flask, settings: Settings, repository: Repository, tally: Tally | None = None) -> None:
+    """Give `app` its models, its limits, its keys and the one shape of its errors; requests of keys are counted in `tally`.
+
+    Raises SettingError for keys that cannot be used.
+    """
+    access.init_app(app, settings, tally)
+    seen = access.visible(app, repository)
+    app.extensions.update({_KEY: repository, _VISIBLE: seen, _SETTINGS: settings, _DRESSES: {}})
     app.request_class = BodyInMemory
     app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = settings.max_body_bytes
     app.config["MAX_FORM_PARTS"] = MAX_PARTS
@@ -86,8 +93,8 @@ def dress_blueprint(blueprint: Blueprint, write: Write) -> None:
 
 
 def repository() -> Repository:
-    """Return the models of this worker."""
-    return repository_of(current_app)
+    """Return the models of this worker, as far as the current request may see them."""
+    return cast(Repository, current_app.extensions[_VISIBLE])
 
 
 def repository_of(app: Flask) -> Repository:
@@ -181,12 +188,10 @@ def payload() -> Payload:
     return cast(BodyInMemory, request).payload
 
 
-def error_response(message: str, status: int, retry_after: int | None = None) -> Response:
-    """Return `{"error": message}` with its status, and how many seconds to wait before trying again."""
+def error_response(message: str, status: int) -> Response:
+    """Return `{"error": message}` with its status."""
     response = jsonify(error=message)
     response.status_code = status
-    if retry_after is not None:
-        response.headers["Retry-After"] = str(retry_after)
     return response
 
 
@@ -209,7 +214,7 @@ def _answer(write: Write, error: Exception) -> Response:
 def _told(error: Exception) -> tuple[str, int, Sequence[tuple[str, str]]]:
     """Return the sentence, the status and the headers that a client is told of `error`; the log is told the rest."""
     if isinstance(error, RequestError):
-        return str(error), error.status, [] if error.retry_after is None else [("Retry-After", str(error.retry_after))]
+        return str(error), error.status, error.headers
     if isinstance(error, HTTPException):
         return _told_of_http(error)
     if isinstance(error, MemoryError):

@@ -21,6 +21,7 @@ from gunicorn.config import Config
 from gunicorn.workers.base import Worker
 
 import servekit
+from servekit import entrance
 from servekit.config import MULTIPROCESS_DIR, Settings
 from servekit.crew import announce_stop, follow_number, hand_over, keep_instances, keep_number
 from servekit.desired import Desired
@@ -128,6 +129,8 @@ class Atoms(dict[str, Any]):
             return environ.get("PATH_INFO", "-").replace('"', '\\"')
         if name == "{x-request-id}o":
             return next((value for header, value in resp.headers if header == "X-Request-Id"), "-")
+        if "authorization" in name.lower():  # a key is not for the log, whatever its format asks for
+            return "-"
         # Gunicorn's own class answers "-" for what is not there, and escapes quotes.
         return self._logger.atoms_wrapper_class(self._logger.atoms(*self._sources))[name]
 
@@ -169,8 +172,9 @@ def on_starting(server: Arbiter) -> None:
     global _startup, _roster
     prepare_folder()
     _roster = Roster(server)
-    settings = Settings.from_environ(os.environ)
     try:
+        entrance.prepare(server)
+        settings = Settings.from_environ(os.environ)
         _prepare_state(server, settings)
     except StartupError as error:
         raise RuntimeError(f"servekit cannot start: {error}") from None  # Gunicorn prints it, and exits

@@ -24,7 +24,7 @@ def test_an_unknown_setting_names_the_nearest() -> None:
 
 
 def test_an_unknown_setting_that_is_near_to_none_lists_them() -> None:
-    with pytest.raises(SettingError, match="Unknown setting SERVEKIT_QQ; there are: SERVEKIT_BODY_SECONDS, SERVEKIT_DATA_DIR"):
+    with pytest.raises(SettingError, match="Unknown setting SERVEKIT_QQ; there are: SERVEKIT_ALLOW_ANONYMOUS, SERVEKIT_BODY"):
         Settings.from_environ({"SERVEKIT_QQ": "x"})
 
 

@@ -20,7 +20,7 @@ def test_every_request_error_has_a_status_for_clients(cls: type[errors.RequestEr
     assert cls.status >= 400
     if cls is not errors.RequestError:
         assert f" {cls.status.value}  " in errors.__doc__
-    assert (cls.retry_after is not None) == (cls.status is HTTPStatus.SERVICE_UNAVAILABLE)
+    assert (cls.retry_after is not None) == (cls.status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS))
 
 
 def test_the_front_door_offers_what_a_model_author_needs() -> None:

@@ -19,6 +19,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 import servekit
 from servekit import ext
+from servekit.access import open_to_all
 from servekit.codecs import swagger
 from servekit.codecs.arrays import dump_json, load_json
 from servekit.codecs.instances import columns_of, predictions_of, rows_of, zero_row
@@ -50,6 +51,7 @@ _RAW = ("image/", "application/octet-stream")
 
 
 @bp.get("/")
+@open_to_all
 def health() -> Response:
     """Say `Healthy` if predictions can be made; 503 with the reason if not."""
     ext.repository().require_ready()

@@ -17,7 +17,7 @@ from flask import Blueprint, Response, current_app, request
 from werkzeug.exceptions import NotFound
 from werkzeug.routing import Rule
 
-from servekit import ext
+from servekit import access, ext
 from servekit.batcher import beside
 from servekit.errors import RequestError
 from servekit.model import Model
@@ -143,7 +143,8 @@ def _make(models: list[Model | None], names: list[str]) -> "Document":
     from servekit.openapi.document import Loaded, make  # its package is not for those who never look
 
     *by_name, default = models
-    return make(_groups(), current_app.view_functions, Loaded([model for model in by_name if model], default, names))
+    views = current_app.view_functions
+    return make(_groups(), views, Loaded([model for model in by_name if model], default, names), access.guarded(current_app))
 
 
 def _groups() -> list["Group"]:

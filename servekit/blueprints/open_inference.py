@@ -11,6 +11,7 @@ from flask import Blueprint, Response, jsonify, request
 
 import servekit
 from servekit import ext
+from servekit.access import management, open_to_all
 from servekit.codecs.compression import deflate, inflate
 from servekit.codecs.open_inference import quoted, read_request
 from servekit.codecs.open_inference_answers import write_response
@@ -76,12 +77,14 @@ def describe_server() -> dict[str, Any]:
 
 
 @route("/v2/health/live", "GET")
+@open_to_all
 def live() -> dict[str, bool]:
     """Say that the server answers."""
     return {"live": True}
 
 
 @route("/v2/health/ready", "GET")
+@open_to_all
 def ready() -> Any:
     """Say whether every model that should be served is."""
     try:
@@ -158,6 +161,7 @@ def model_names() -> dict[str, list[str]]:
 
 
 @route("/v2/repository/index", "POST")
+@management
 def index() -> Response:
     """List every version in the store and its state; `{"ready": true}` asks for the loaded ones only."""
     only_ready = read_parameters(_sent()).get("ready", False)
@@ -167,6 +171,7 @@ def index() -> Response:
 
 
 @route("/v2/repository/models/<name>/load", "POST")
+@management
 def load_model(name: str) -> Any:
     """Serve what the store holds of a model, in all workers; only where SERVEKIT_MANAGEMENT is on."""
     _require_management()
@@ -184,6 +189,7 @@ def load_model(name: str) -> Any:
 
 
 @route("/v2/repository/models/<name>/unload", "POST")
+@management
 def unload_model(name: str) -> dict[str, Any]:
     """Serve a model no more, in no worker; only where SERVEKIT_MANAGEMENT is on."""
     _require_management()
@@ -201,6 +207,7 @@ def other_repository(repository: str, name: str = "", verb: str = "") -> Respons
 
 
 @route("/v2/logging", "GET", "POST")
+@management
 def logging_settings() -> Any:
     """Show how the server logs; the operator alone changes that."""
     if request.method == "POST":
@@ -210,6 +217,7 @@ def logging_settings() -> Any:
 
 @route("/v2/trace/setting", "GET", "POST")
 @route("/v2/models/<name>/trace/setting", "GET", "POST")
+@management
 def trace_settings(name: str | None = None) -> Any:
     """Show that nothing is traced."""
     if name is not None:

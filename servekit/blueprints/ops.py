@@ -8,12 +8,14 @@ from typing import Any
 from flask import Blueprint
 
 from servekit import ext
+from servekit.access import open_to_all
 from servekit.errors import NotReady
 
 bp = Blueprint("ops", __name__)
 
 
 @bp.get("/health/live")
+@open_to_all
 def live() -> dict[str, str]:
     """Say that this process answers; a container that fails here should be restarted."""
     return {"status": "alive"}
@@ -21,6 +23,7 @@ def live() -> dict[str, str]:
 
 @bp.get("/health")
 @bp.get("/health/ready")
+@open_to_all
 def ready() -> Any:
     """Say whether predictions can be made, and on what; 503 with the reason if not."""
     repository = ext.repository()

@@ -136,6 +136,9 @@ ext.dress_blueprint(bp, write_error)
 _KINDS: dict[int, str] = {
     **{status: kind for kind, status in reversed(list(STATUSES.items()))},
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "BadRequestException",
+    HTTPStatus.UNAUTHORIZED: "InvalidKeyException",
+    HTTPStatus.FORBIDDEN: "InvalidKeyException",
+    HTTPStatus.TOO_MANY_REQUESTS: "ServiceUnavailableException",
 }
 
 

@@ -16,6 +16,7 @@ from flask import Blueprint, Response, request
 
 import servekit
 from servekit import ext
+from servekit.access import management, open_to_all
 from servekit.codecs import scoring
 from servekit.codecs.arrays import dump_json
 from servekit.codecs.instances import zeros_of
@@ -52,13 +53,19 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _HEADER = re.compile(r"[A-Za-z0-9-]{1,100}: [ -~]{0,8000}")
 _FRAMING = frozenset(("content-type", "content-length", "transfer-encoding", "connection"))
 _NO_MEMORY = ("MemoryError", "alloc", "out of memory", "OutOfMemory")  # in what a failed load says of itself
-_CODES = {404: "RESOURCE_DOES_NOT_EXIST", 503: "TEMPORARILY_UNAVAILABLE"}  # of MLflow; below 500 else BAD_REQUEST
+# of MLflow; below 500 else BAD_REQUEST
+_CODES = {
+    **{401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "RESOURCE_DOES_NOT_EXIST"},
+    **{429: "REQUEST_LIMIT_EXCEEDED", 503: "TEMPORARILY_UNAVAILABLE"},
+}
+_OF_FRONT = (401, 403, 429)  # what SageMaker itself refuses, before a model is asked
 
 route = partial(bp.route, strict_slashes=False, merge_slashes=False)
 model_route = partial(multi_model.route, strict_slashes=False, merge_slashes=False)
 
 
 @route("/ping", methods=["GET", "POST"])
+@open_to_all
 def ping() -> Response:
     """Answer 200 with nothing when predictions can be made, else 503; a multi-model endpoint may have no model yet."""
     repository = ext.repository()
@@ -105,6 +112,7 @@ def list_models() -> Response:
 
 
 @model_route("/models", methods=["POST"])
+@management
 def load_model() -> Response:
     """Load the model that lies in the folder `url` in every worker, as `model_name`.
 
@@ -134,6 +142,7 @@ def describe_model(name: str) -> Response:
 
 
 @model_route("/models/<name>", methods=["DELETE"])
+@management
 def unload_model(name: str) -> Response:
     """Unload a model in every worker; its memory is free when this returns."""
     ext.repository().unregister(name)
@@ -160,7 +169,8 @@ def examples(model: Model) -> list[Example]:
 def write_error(message: str, status: int) -> Response:
     """Write an error as a container does, `{"error", "code"}`, or as MLflow's clients or AWS' client know it."""
     response = _error(message, status)
-    return _as_model_error(response) if "endpoint" in (request.view_args or {}) else response
+    is_models = "endpoint" in (request.view_args or {}) and status not in _OF_FRONT
+    return _as_model_error(response) if is_models else response
 
 
 for _blueprint in (bp, multi_model, mlflow):

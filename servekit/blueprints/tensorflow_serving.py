@@ -18,6 +18,7 @@ from flask.blueprints import BlueprintSetupState
 from numpy.typing import NDArray
 
 from servekit import ext
+from servekit.access import open_to_all, require_model
 from servekit.codecs.arrays import dump_json, load_json
 from servekit.codecs.compression import inflate
 from servekit.codecs.instances import columns_of, outputs_of, predictions_of, rows_of, zero_row, zeros_of
@@ -73,6 +74,7 @@ def add_root(state: BlueprintSetupState) -> None:
         state.add_url_rule("/", view_func=alive, strict_slashes=False, merge_slashes=False)
 
 
+@open_to_all
 def alive() -> Response:
     """Answer `{"status": "alive"}`, as KServe does."""
     return _json({"status": "alive"})
@@ -91,6 +93,7 @@ def status(name: str, version: str | None = None) -> Response:
     """Answer `model_version_status` and, for KServe, `name` and `ready`; 503 unless the version asked for is loaded."""
     if ":" in name:
         return malformed()
+    require_model(name)
     versions = ext.repository().desired().models.get(name, {})
     if not versions:
         raise ModelNotFound(f"Could not find any versions of model {name}")
@@ -214,7 +217,9 @@ _VIEWS: Mapping[str, View] = {
 def render(error: RequestError) -> Response:
     """Answer an error as `{"error": sentence}`, in TensorFlow Serving's words where its clients look for them."""
     message = f"{_QUEUE_FULL}: {error}" if isinstance(error, Overloaded) else str(error)
-    return ext.error_response(message, error.status, error.retry_after)
+    response = ext.error_response(message, error.status)
+    response.headers.extend(error.headers)
+    return response
 
 
 # What is asked for.

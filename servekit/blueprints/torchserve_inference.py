@@ -7,7 +7,7 @@ from http import HTTPStatus
 import numpy as np
 from flask import Blueprint, Response, request
 
-from servekit import ts
+from servekit import access, ts
 from servekit.batcher import Parts
 from servekit.config import ARRIVED
 from servekit.engines.torchserve import HandlerRequest
@@ -40,6 +40,7 @@ def describe_api() -> Response:
 
 @route("/ping")
 @route("/ping/<path:rest>")
+@access.open_to_all
 def ping(rest: str = "") -> Response:
     """Say whether every model that should be loaded is, or is about to be; 500 if not."""
     if current().registry.is_healthy():

@@ -15,6 +15,7 @@ from flask import Blueprint, Response, request
 from flask.blueprints import BlueprintSetupState
 
 from servekit import ext
+from servekit.access import open_to_all
 from servekit.codecs.arrays import dump_json, load_json
 from servekit.codecs.instances import predictions_of, rows_of, zero_row
 from servekit.codecs.values import decode_base64
@@ -37,6 +38,8 @@ _ENDPOINT = "/v1/projects/<project>/locations/<location>/endpoints/<endpoint_id>
 # google.rpc.Code, by which Google's clients raise their exceptions
 _CODES = {
     400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
     413: "INVALID_ARGUMENT",
     415: "INVALID_ARGUMENT",
@@ -75,6 +78,7 @@ def paths(environ: Mapping[str, str]) -> tuple[str, str]:
 # Routes.
 
 
+@open_to_all
 def health() -> Response:
     """Say whether predictions can be made: 200, or 503 with the reason."""
     ext.repository().require_ready()

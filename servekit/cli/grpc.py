@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from servekit.cli.ports import require_free
 from servekit.config import Settings
+from servekit.entrance import is_loopback
 from servekit.errors import StartupError
 from servekit.grpc.group import command_of, pipe, reserve, run_group
 
@@ -41,7 +42,9 @@ def _run(options: argparse.Namespace) -> int:
     server = _server(options.server)
     if options.processes < 1:
         raise StartupError("--processes must be a number above 0.")
-    limit = Settings.from_environ(os.environ).max_body_bytes
+    settings = Settings.from_environ(os.environ)
+    _require_closed(settings, host.strip("[]"), options.bind)
+    limit = settings.max_body_bytes
     if port:
         require_free((host.strip("[]"), port))
     logging.basicConfig(format="%(asctime)s %(levelname)s [%(process)d] %(message)s")
@@ -60,6 +63,15 @@ def _run_group(host: str, port: int, server: tuple[str, int], limit: int, count:
         _say(bind, f"http://{server[0]}:{server[1]}", count)
         command = command_of(bind, server[0], str(server[1]), str(limit), str(lifeline))
         return 0 if asyncio.run(run_group(command, count, lifeline)) else 1
+
+
+def _require_closed(settings: Settings, host: str, bind: str) -> None:
+    """Raise StartupError for an address that opens to strangers what asks for no key, as far as can be seen from here."""
+    if not (settings.has_keys or settings.allow_anonymous or is_loopback(host)):
+        raise StartupError(
+            f"{bind} can be reached from other machines; start it with the keys of the server (SERVEKIT_KEYS or "
+            "SERVEKIT_INFERENCE_KEY: docs/keys.md), or let everyone in with SERVEKIT_ALLOW_ANONYMOUS=true."
+        )
 
 
 def _say(bind: str, server: str, count: int = 1) -> None:

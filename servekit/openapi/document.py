@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from inspect import getdoc
 from typing import Any
 
@@ -40,6 +40,7 @@ _REFUSES = "Refuse"  # how the docstrings of views begin that answer nothing els
 _WITH_BODY = {"POST", "PUT", "PATCH"}
 # Of views that are another package's.
 _UNEXPLAINED = {"prometheus_metrics": "Give the metrics of all workers, as Prometheus reads them; `?name[]=` selects."}
+_SCHEME = "key"  # the name of how a key is sent
 _TEXTS = ("text/", "application/jsonl", "application/x-ndjson")
 
 
@@ -70,14 +71,19 @@ class Loaded:
     names: list[str]
 
 
-def make(groups: Iterable[Group], views: Mapping[str, Callable[..., Any]], loaded: Loaded) -> Document:
-    """Return the document of `groups`, whose routes lead to `views`."""
-    return _Maker(views, loaded).make(groups)
+def make(
+    groups: Iterable[Group],
+    views: Mapping[str, Callable[..., Any]],
+    loaded: Loaded,
+    need_key: Collection[str] = (),
+) -> Document:
+    """Return the document of `groups`, whose routes lead to `views`; those called `need_key` ask for a key."""
+    return _Maker(views, loaded, need_key).make(groups)
 
 
 class _Maker:
-    def __init__(self, views: Mapping[str, Callable[..., Any]], loaded: Loaded) -> None:
-        self._views = views
+    def __init__(self, views: Mapping[str, Callable[..., Any]], loaded: Loaded, need_key: Collection[str]) -> None:
+        self._views, self._need_key = views, need_key
         self._loaded = loaded
         self._taken: set[tuple[str, str]] = set()  # of two routes with one address the first answers
         self._files: dict[str, tuple[bytes, str]] = {}
@@ -85,6 +91,8 @@ class _Maker:
         self._spec = APISpec(
             "servekit", __version__, VERSION, info={"description": ABOUT}, servers=[{"url": "/"}]
         )
+        if need_key:
+            self._spec.components.security_scheme(_SCHEME, {"type": "http", "scheme": "bearer"})
 
     def make(self, groups: Iterable[Group]) -> Document:
         for group in groups:
@@ -125,6 +133,8 @@ class _Maker:
         }
         if text:
             operation["description"] = text
+        if rule.endpoint in self._need_key:
+            operation["security"] = [{_SCHEME: []}]
         if method in _WITH_BODY and (content := self._content(bodies.takes, examples)):
             operation["requestBody"] = {"required": True, "content": content}
         answer: dict[str, Any] = {"description": "The answer."}

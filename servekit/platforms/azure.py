@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from servekit.errors import SettingError
-from servekit.platforms.base import AZURE, Platform, any_address, existing, positive, require_named
+from servekit.platforms.base import AZURE, BEHIND_FRONT, Platform, any_address, existing, positive, require_named
 
 _ROOT = Path("/var/azureml-app")
 
@@ -15,7 +15,7 @@ def azure(environ: Mapping[str, str]) -> Platform:
     if scoring_script(environ) is None:  # to which alone it says something, if there is one
         require_named(environ, "AZUREML_MODEL_DIR", folder)
     store = _store_in(existing(folder))
-    return Platform(AZURE, any_address(environ, "SERVER_PORT", "5001"), store, _workers(environ))
+    return Platform(AZURE, any_address(environ, "SERVER_PORT", "5001"), store, _workers(environ), BEHIND_FRONT)
 
 
 def azure_root(environ: Mapping[str, str]) -> Path:

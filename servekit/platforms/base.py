@@ -36,6 +36,10 @@ def any_address(environ: Mapping[str, str], variable: str, default: str) -> str:
     return f"0.0.0.0:{port}"
 
 
+# Of a cloud that sends every request through a front of its own, which knows who may ask; its clients can send no key of ours.
+BEHIND_FRONT: Mapping[str, Any] = {"allow_anonymous": True}
+
+
 def require_named(environ: Mapping[str, str], variable: str, folder: str) -> None:
     """Raise SettingError if `variable` is set and `folder`, where it puts the models, is none.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from servekit.errors import SettingError
-from servekit.platforms.base import SAGEMAKER, Platform, any_address, existing, require_named
+from servekit.platforms.base import BEHIND_FRONT, SAGEMAKER, Platform, any_address, existing, require_named
 
 _LOG_LEVELS = {"10": "debug", "20": "info", "30": "warning", "40": "error", "50": "critical"}  # of Python's logging
 
@@ -17,7 +17,7 @@ def sagemaker(environ: Mapping[str, str]) -> Platform:
         require_named(environ, "SAGEMAKER_BASE_DIR", f"{environ.get('SAGEMAKER_BASE_DIR')}/model")
     models = "/opt/ml/models" if is_multi else f"{environ.get('SAGEMAKER_BASE_DIR') or '/opt/ml'}/model"
     seconds = _number(environ, "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS", _number(environ, "SAGEMAKER_MODEL_SERVER_TIMEOUT", 60))
-    settings: dict[str, Any] = {"multi_model": is_multi, "deadline_seconds": float(seconds or 60)}
+    settings: dict[str, Any] = {**BEHIND_FRONT, "multi_model": is_multi, "deadline_seconds": float(seconds or 60)}
     if megabytes := _number(environ, "SAGEMAKER_MAX_PAYLOAD_IN_MB", None):  # 0, of a batch job: without a limit
         settings["max_body_bytes"] = megabytes * 2**20
     if accept := environ.get("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT"):

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from servekit.errors import SettingError
-from servekit.platforms.base import VERTEX, Platform, any_address
+from servekit.platforms.base import BEHIND_FRONT, VERTEX, Platform, any_address
 
 
 def vertex(environ: Mapping[str, str]) -> Platform:
     """Return what Vertex AI asks for."""
-    return Platform(VERTEX, any_address(environ, "AIP_HTTP_PORT", "8080"), _models(environ))
+    return Platform(VERTEX, any_address(environ, "AIP_HTTP_PORT", "8080"), _models(environ), settings=BEHIND_FRONT)
 
 
 def _models(environ: Mapping[str, str]) -> Path | None:

@@ -9,9 +9,11 @@ from typing import TypeVar
 from flask import Response, current_app, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
+from servekit import access
 from servekit.torchserve import wire
 from servekit.torchserve.refusals import Refusal
 from servekit.torchserve.registry import current
+from servekit.torchserve.tokens import MANAGEMENT
 
 View = TypeVar("View", bound=Callable[..., Response])
 
@@ -37,6 +39,8 @@ def require_key(name: str) -> None:
     view = current_app.view_functions.get(request.endpoint or "")
     if tokens is not None and not hasattr(view, _OPEN) and request.path != "/":
         tokens.check(name, request.headers.get("Authorization"))
+    if tokens is None and name == MANAGEMENT:
+        access.require_own_address(current().properties.cors_allowed_origin)
 
 
 def guarded(name: str, error: Exception) -> Response:

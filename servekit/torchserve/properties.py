@@ -292,9 +292,11 @@ class Properties:
 def properties_of(settings: Settings) -> Properties:
     """Return the properties that `settings` hand on. Where only trusted models are served no package is installed.
 
-    Raises SettingError.
+    Where servekit's own keys are asked for, TorchServe's are not: a request has room for one. Raises SettingError.
     """
     properties = Properties.parse(settings.torchserve)
+    if settings.has_keys:
+        properties = dataclasses.replace(properties, disable_token_authorization=True)
     if settings.trusted_models_only:
         return dataclasses.replace(properties, install_py_dep_per_model=False)
     return properties

@@ -15,11 +15,14 @@ from werkzeug.exceptions import HTTPException
 from servekit.engines.torchserve import HandlerRequest, HandlerResponse, Parameter
 from servekit.errors import (
     DeadlineExceeded,
+    Forbidden,
     HandlerFailed,
     InvalidInput,
     OutOfMemory,
     PayloadTooLarge,
     RequestError,
+    TooManyRequests,
+    Unauthorized,
     UnsupportedMediaType,
 )
 from servekit.lean import PlainResponse
@@ -67,7 +70,11 @@ _KINDS: Mapping[type[RequestError], str] = {
     PayloadTooLarge: "PayloadTooLargeException",
     HandlerFailed: "InternalServerException",
     OutOfMemory: "OutOfMemoryError",
+    Unauthorized: "InvalidKeyException",
+    Forbidden: "InvalidKeyException",
+    TooManyRequests: "ServiceUnavailableException",
 }
+_OF_KIND = (OutOfMemory, Unauthorized, Forbidden)  # the status is that of TorchServe's kind, and not of the error
 
 
 # Requests.
@@ -234,7 +241,7 @@ def render(error: Exception) -> Response:
     if isinstance(error, DeadlineExceeded):  # TorchServe ends a worker that is late, and its clients know this answer
         return refuse("InternalServerException", "Worker died.")
     kind = error.kind if isinstance(error, Refusal) else _kind_of(error)
-    code = STATUSES[kind] if isinstance(error, OutOfMemory) else error.status
+    code = STATUSES[kind] if isinstance(error, _OF_KIND) else error.status
     response = refuse(kind, str(error), code)
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)
