@@ -152,4 +152,3 @@ def write_root(trained: Path, root: Path) -> Path:
     write_archive(root / "archives" / "linear")
     return root
 
-
