@@ -61,6 +61,8 @@ class Model:
         self._backlog = backlog
         self._line = Line(backlog, spec.max_batch_rows)
         self._engine = engine
+        if hasattr(engine, "on_error"):  # of errors that it answers by itself
+            engine.on_error = lambda: self.meter.observe_error()
         self._batcher = Batcher(engine, spec.max_batch_rows, observe=self._observe, on_error=self._note_hidden, **batching)
 
     @cached_property

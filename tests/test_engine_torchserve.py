@@ -254,9 +254,12 @@ def test_the_log_says_why_a_handler_failed(tmp_path: Path, caplog: pytest.LogCap
     engine = start(write(tmp_path, handler=text))
     with pytest.raises(HandlerFailed):
         ask(engine, request(id="one"), request(id="two"))
+    assert not caplog.records  # each is tried alone next
+    with pytest.raises(HandlerFailed):
+        ask(engine, request(id="two"))
     (record,) = caplog.records
     lines = record.getMessage().split("\n")
-    assert (record.levelname, lines[0]) == ("ERROR", "The handler of m failed, request one, two:")
+    assert (record.levelname, lines[0]) == ("ERROR", "The handler of m failed, request two:")
     assert lines[1:3] == ["  Traceback (most recent call last):", f'    File "{tmp_path}/handler.py", line 2, in handle']
     assert lines[-2:] == ["  ValueError: no", "  2026-01-01 forged \\x1b[31m"]
 

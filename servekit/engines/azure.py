@@ -86,6 +86,7 @@ class AzureEngine:
         # After so many its worker is given up: the script has not noticed that its time is over.
         self.max_seconds = min(options["worker_timeout"], math.inf if self._seconds is None else self._seconds + GRACE_SECONDS)
         self.threads: int | None = None  # of torch's arithmetic; None: as many as torch takes by itself
+        self.on_error: Callable[[], None] = _nothing  # called for each error of the script, which it answers by itself
         self._lock = threading.Lock()
         sys.modules.update(self._web.modules)
         own = self._script.parent
@@ -187,9 +188,14 @@ class AzureEngine:
 
     def _tell(self, error: BaseException) -> None:
         """Say in the log, where no line looks like the log's own, why there is no answer."""
+        self.on_error()
         text = traceback_of(error, self._script.parent)
         lines = ["".join(char if char.isprintable() else ascii(char)[1:-1] for char in line) for line in text.splitlines()]
         log.error("The scoring script failed:\n%s", "\n".join(f"  {line}" for line in lines))
+
+
+def _nothing() -> None:
+    pass
 
 
 def message(status: int, text: str, is_scripts: bool = False) -> RawResponse:

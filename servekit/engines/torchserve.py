@@ -158,7 +158,12 @@ class TorchServeEngine:
             raise HandlerFailed(WRONG_LENGTH, 503)
 
     def _tell(self, text: str) -> None:
-        """Say in the log, where no line of `text` looks like the log's own, and to the server why a batch has failed."""
+        """Say in the log, where no line of `text` looks like the log's own, and to the server why a request has failed.
+
+        Of several that fail together nothing: each is tried alone next, and whichever fails then is told of.
+        """
+        if len(self._context.request_ids or {}) > 1:
+            return
         if len(text) > MAX_TOLD:  # an error's message may hold a whole request
             text = f"{text[:MAX_TOLD // 2]}\n...\n{text[-MAX_TOLD // 2:]}"
         lines = ["".join(char if char.isprintable() else ascii(char)[1:-1] for char in line) for line in text.splitlines()]
