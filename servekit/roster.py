@@ -43,12 +43,12 @@ class Roster:
 
     def begin(self, worker: Worker) -> None:
         """Count in the slot of `worker` from now on, if it has one; called in its process."""
-        if (slot := self._slot_of(worker)) is not None:
+        if (slot := self.slot_of(worker)) is not None:
             use_slot(slot)
 
     def dismiss(self, worker: Worker) -> None:
         """Free the slot of `worker`, which has ended, and count why, unless it was told to."""
-        end, slot = self._ends.pop(worker, None), self._slot_of(worker)
+        end, slot = self._ends.pop(worker, None), self.slot_of(worker)
         if slot is None:  # the operator's own pre_fork has taken the place of ours: it counted as a process
             mark_worker_dead(worker.pid)
             return
@@ -59,7 +59,8 @@ class Roster:
         else:
             observe_restart(_reason(worker, end))
 
-    def _slot_of(self, worker: Worker) -> int | None:
+    def slot_of(self, worker: Worker) -> int | None:
+        """Return the slot of `worker`, if it has one."""
         return next((slot for slot, each in self._slots.items() if each is worker), None)
 
     def _note_and_kill(self, pid: int, number: int) -> None:

@@ -10,7 +10,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from servekit.config import MULTIPROCESS_DIR
 from servekit.metrics import families
-from servekit.metrics.meters import KEY_REASONS, SHED_REASONS
+from servekit.metrics.meters import KEY_REASONS, SHED_REASONS, add_in_flight, add_rows_waiting
 from servekit.metrics.page import APART
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ def init_app(app: "Flask") -> None:
     Exporter(app, path="/metrics", export_defaults=False)
     families.build_info.labels(__version__, platform.python_version()).set(1)
     # There from the start: a rate cannot see the first count of a series that comes with it.
+    add_in_flight(0)
+    add_rows_waiting(0)
     for reason in SHED_REASONS:
         families.shed.labels(reason)
     for reason in KEY_REASONS:

@@ -5,7 +5,7 @@ Base units, and labels from the route table, the repository and lists in this fo
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from servekit.metrics import values  # noqa: F401 - first: it says where the values of all metrics are
+from servekit.metrics.values import all_values  # first: it says where the values of all metrics are
 
 _SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _LOAD_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -85,3 +85,5 @@ build_info = Gauge("servekit_build_info", "1: the versions of servekit and Pytho
                    multiprocess_mode="livemax")
 workers = Gauge("servekit_workers", "Workers that serve", multiprocess_mode="livesum")
 worker_restarts = Counter("servekit_worker_restarts", "Workers that ended and were replaced, by why they ended", ["reason"])
+
+all_values.finds_places = True

@@ -36,6 +36,8 @@ class Values:
         self._made: list[Value] = []
         self._rooms: dict[str, Cells | PrivateCells] = {}
         self._is_shared = True
+        # False while the metrics are declared: whose the process is to be, and in which folder, is not known yet.
+        self.finds_places = False
         os.register_at_fork(after_in_child=self._begin_anew)
 
     def be(self, name: str) -> None:
@@ -49,10 +51,11 @@ class Values:
         return self.name or str(os.getpid())
 
     def add(self, value: "Value") -> None:
-        """Keep `value`, which is new, and find its place."""
+        """Keep `value`, which is new, and find its place, so that others see it before it counts."""
         with lock():
             self._made.append(value)
-            self.place(value)
+            if self.finds_places:
+                self.place(value)
 
     def place(self, value: "Value") -> None:
         """Find the place of `value` in the files of this process; the lock is held."""
