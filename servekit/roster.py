@@ -1,10 +1,11 @@
 """Which workers Gunicorn's master has: the slot of each, in which it counts, and why those that ended did.
 
-A worker says why it ends by its exit status, as far as it knows. The master, which alone sees the others' deaths,
-counts them. It does not see the reason of a worker that ends while others are being looked at; that is taken for a kill.
+A worker that ends itself says why, in memory that the master reads; what else ends it the master sees by its exit
+status. It does not see that of a worker that ends while others are being looked at; that is taken for a kill.
 """
 
 import contextlib
+import mmap
 import os
 import signal
 from typing import Any
@@ -14,17 +15,27 @@ from gunicorn.workers.base import Worker
 
 from servekit.metrics import RESTART_REASONS, mark_worker_dead, observe_restart, slot_name, use_slot
 
-STUCK_STATUS = 71  # exit statuses: nothing came back,
-MEMORY_STATUS = 72  # and too much memory was held
+MOST_SLOTS = mmap.PAGESIZE  # of workers at once that can say why they end, a byte for each
 
-_REASONS = {STUCK_STATUS: "stuck", MEMORY_STATUS: "memory"}
 _STOPS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
+
+
+_words: mmap.mmap | None = None  # by slot: 1 and more for the reasons in their order; made by the master
+_mine: int | None = None  # the slot of this process, if it is a worker
+
+
+def say_why(reason: str) -> None:
+    """Note, in a worker that is about to end itself, why; `reason` is one of RESTART_REASONS."""
+    if _words is not None and _mine is not None and _mine < MOST_SLOTS:
+        _words[_mine] = 1 + RESTART_REASONS.index(reason)
 
 
 class Roster:
     """The workers of `server`; made in the master before it forks."""
 
     def __init__(self, server: Arbiter) -> None:
+        global _words
+        _words = mmap.mmap(-1, MOST_SLOTS)
         use_slot(None)
         for reason in RESTART_REASONS:  # a rate cannot see the first count of a series that comes with it
             observe_restart(reason, 0)
@@ -40,11 +51,14 @@ class Roster:
         while slot in self._slots:
             slot += 1
         self._slots[slot] = worker
+        _said(slot)  # what one before it may have said too late
 
     def begin(self, worker: Worker) -> None:
         """Count in the slot of `worker` from now on, if it has one; called in its process."""
-        if (slot := self.slot_of(worker)) is not None:
-            use_slot(slot)
+        global _mine
+        _mine = self.slot_of(worker)
+        if _mine is not None:
+            use_slot(_mine)
 
     def dismiss(self, worker: Worker) -> None:
         """Free the slot of `worker`, which has ended, and count why, unless it was told to."""
@@ -54,10 +68,11 @@ class Roster:
             return
         mark_worker_dead(slot_name(slot))
         del self._slots[slot]
+        said = _said(slot)
         if worker in self._told:
             self._told.discard(worker)
         else:
-            observe_restart(_reason(worker, end))
+            observe_restart(said or _reason(worker, end))
 
     def slot_of(self, worker: Worker) -> int | None:
         """Return the slot of `worker`, if it has one."""
@@ -80,6 +95,14 @@ class Roster:
         self._reap()
 
 
+def _said(slot: int) -> str:
+    """Return what the worker of `slot` has said, and forget it; "" if it has said nothing."""
+    number = _words[slot] if _words is not None and slot < MOST_SLOTS else 0
+    if number and _words is not None:
+        _words[slot] = 0
+    return RESTART_REASONS[number - 1] if number else ""
+
+
 def _reason(worker: Worker, end: Any) -> str:
     """Return why `worker` ended as it did, in a word of RESTART_REASONS; `end` is what `os.waitid` has said."""
     if worker.aborted:
@@ -89,7 +112,7 @@ def _reason(worker: Worker, end: Any) -> str:
     if end.si_code == os.CLD_EXITED:
         if end.si_status == 0 and worker.cfg.max_requests:
             return "max_requests"
-        return _REASONS.get(end.si_status, "exit")
+        return "exit"
     if end.si_status == signal.SIGKILL:
         return "killed"
     return "exit" if end.si_status in _STOPS else "crashed"

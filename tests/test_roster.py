@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from servekit import metrics
-from servekit.roster import MEMORY_STATUS, STUCK_STATUS, Roster
+from servekit.roster import Roster, say_why
 
 LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
 
@@ -65,8 +65,6 @@ ENDS = {
     "import os; os.kill(os.getpid(), 9)": "killed",
     "import os; os.kill(os.getpid(), 11)": "crashed",
     "import os; os.abort()": "crashed",
-    f"import os; os._exit({STUCK_STATUS})": "stuck",
-    f"import os; os._exit({MEMORY_STATUS})": "memory",
     "raise SystemExit(1)": "exit",
     "raise SystemExit(0)": "exit",
 }
@@ -76,6 +74,21 @@ ENDS = {
 def test_a_worker_that_ends_is_counted_by_its_reason(master: Master, code: str) -> None:
     master.end(master.start(code))
     assert restarts() == {ENDS[code]: 1}
+
+
+def test_a_worker_that_ends_itself_says_why(master: Master) -> None:
+    for reason in ("stuck", "memory"):
+        worker = Worker(pid=None, aborted=False, cfg=SimpleNamespace(max_requests=0))
+        master.roster.admit(worker)
+        worker.pid = os.fork()
+        if worker.pid == 0:
+            master.roster.begin(worker)
+            say_why(reason)
+            os._exit(1)
+        worker.process = SimpleNamespace(wait=lambda pid=worker.pid: os.waitpid(pid, 0))
+        master.end(worker)
+    master.end(master.start("pass"))  # of the same slot
+    assert restarts() == {"stuck": 1, "memory": 1, "exit": 1}
 
 
 def test_a_worker_that_gunicorn_gave_up_ran_out_of_time(master: Master) -> None:
