@@ -32,7 +32,7 @@ from servekit.descriptors import Shortage, is_shortage, room_for
 from servekit.gateway import Gateway, Response, refusal
 from servekit.hooks import worker_stops
 from servekit.http1 import Limits, Refused, Request
-from servekit.roster import STUCK_STATUS
+from servekit.roster import say_why
 from servekit.watchdog import Watchdog
 
 TICK_SECONDS = 0.5  # between two looks at the clock, for deadlines and for the heartbeat
@@ -342,6 +342,7 @@ class Worker(base.Worker):
         Called in the watchdog's thread while the loop hangs, or in the loop while a pass beside it does.
         """
         try:
+            say_why("stuck")
             for connection in self.clients.waiting():
                 with contextlib.suppress(OSError):
                     connection.sock.send(refusal(HTTPStatus.GATEWAY_TIMEOUT, STUCK, connection.environ["SERVER_PORT"]))
@@ -362,7 +363,7 @@ class Worker(base.Worker):
             writer.start()
             writer.join(LAST_WORDS_SECONDS)
         finally:
-            os._exit(STUCK_STATUS)
+            os._exit(1)
 
 
 def _nothing(worker: Worker, request: Request) -> None:
