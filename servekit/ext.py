@@ -18,6 +18,7 @@ from servekit.config import Settings
 from servekit.errors import DeadlineExceeded, InvalidInput, ModelNotFound, OutOfMemory, RequestError
 from servekit.exchange import RawRequest, RawResponse
 from servekit.logs import tell_failure
+from servekit.metrics import observe_shed
 from servekit.middleware import DEADLINE
 from servekit.model import Model
 from servekit.payload import MAX_PARTS, BodyInMemory, Payload
@@ -52,6 +53,7 @@ class _Large:
     def run(self, size: int, until: float, step: Callable[[], Result]) -> Result:
         with self._changed:
             if not self._changed.wait_for(lambda: self._has_room(size), max(0.0, until - time.monotonic())):
+                observe_shed("large")
                 raise DeadlineExceeded(TOO_LATE)
             self._bytes += size
         try:

@@ -20,6 +20,7 @@ from greenlet import getcurrent, greenlet
 
 from servekit.batcher import FULL, Batcher, Job, Parts, Result, due, expire, run_pass, take_batch
 from servekit.errors import ClientLeft, Overloaded
+from servekit.metrics import observe_shed
 
 MAX_FREE = 256  # greenlets kept for later requests; each holds a block of 16 KB for its Python frames
 MAX_ERRANDS = 64  # threads for what takes long and is no pass: changes of the models
@@ -171,6 +172,7 @@ class Turns:
         if not isinstance(request, RequestGreenlet):
             return function()
         if self._errands_now >= MAX_ERRANDS:
+            observe_shed("large")
             raise Overloaded(FULL)
         future: Future[Result] = Future()
         context = contextvars.copy_context()  # its log lines are the request's
