@@ -7,6 +7,7 @@ The master process imports this module, so what starts threads or looks at the e
 """
 
 import contextlib
+import faulthandler
 import gc
 import logging
 import os
@@ -30,6 +31,7 @@ from servekit.config import ARRIVED, Settings
 from servekit.connection import ClientGone, Connection, Phase
 from servekit.descriptors import Shortage, is_shortage, room_for
 from servekit.gateway import Gateway, Response, refusal
+from servekit.guardian import AN_ANSWER, NOTHING, STUCK, THE_REST, Guardian
 from servekit.hooks import worker_stops
 from servekit.http1 import Limits, Refused, Request
 from servekit.roster import say_why
@@ -47,7 +49,6 @@ STUCK_SHARE = 0.9  # of Gunicorn's timeout: the watchdog answers before Gunicorn
 
 LAST_WORDS_SECONDS = 1.0
 
-STUCK = "The server did not come to an answer; try again later."
 FAILED = "The server failed; its log says why."
 
 
@@ -77,6 +78,11 @@ class Worker(base.Worker):
         from servekit.turns import Turns
 
         settings, cfg = Settings.from_environ(os.environ), self.cfg
+        patience = max(cfg.timeout - 2 * TICK_SECONDS, cfg.timeout / 2)
+        self.stuck_seconds = STUCK_SHARE * patience if cfg.timeout else float("inf")
+        faulthandler.enable(all_threads=False)  # a crash says where
+        self.guardian = Guardian()  # now: there are no threads yet
+        self.guardian.start(self.sockets, (self.stuck_seconds + cfg.timeout) / 2)
         limits = Limits(
             cfg.limit_request_line, cfg.limit_request_fields, cfg.limit_request_field_size, settings.max_body_bytes
         )
@@ -124,8 +130,7 @@ class Worker(base.Worker):
         self.was_deaf = False  # the last turn was long
         self.left_over: list[tuple[selectors.SelectorKey, int]] = []  # events of the last turn that it had no time for
         self.next_tick = self.turn_began = time.monotonic()
-        patience = max(self.timeout - 2 * TICK_SECONDS, self.timeout / 2)
-        self.stuck_seconds = STUCK_SHARE * patience if self.timeout else float("inf")
+        self.guardian.learn(self.sockets, refusal)
         self.watchdog = Watchdog(self.stuck_seconds, self.give_up)
         self.selector.register(self.PIPE[0], selectors.EVENT_READ, None)
         self._accept_again()
@@ -145,10 +150,12 @@ class Worker(base.Worker):
 
     def _turn(self) -> None:
         self.watchdog.turn_began = None
+        self.guardian.begin(0.0)
         before = time.monotonic()
         self.was_deaf = before - self.turn_began > DEAF_SECONDS
         events = self.left_over + self.selector.select(0.0 if self.left_over else self._patience())
         self.watchdog.turn_began = self.turn_began = time.monotonic()
+        self.guardian.begin(self.turn_began)
         self.left_over = self._attend(events)
         if self.turn_began >= self.next_tick:  # not before: what had arrived in time is read by now
             self._tick(self.turn_began)
@@ -247,6 +254,7 @@ class Worker(base.Worker):
         sock.setblocking(False)
         if len(self.clients) >= self.most_connections:
             self.clients.make_room()
+        self.guardian.note(sock.fileno(), NOTHING)
         self.clients.add(sock, self.gateway.environ_of(peer, listener.getsockname()))
         if self.board and self.alive:
             self.board.note(len(self.clients), self.turn_began)
@@ -278,6 +286,7 @@ class Worker(base.Worker):
         arrived = self.turn_began
         if self.was_deaf:
             arrived = connection.arrived()
+        self.guardian.note(connection.sock.fileno(), AN_ANSWER)
         self.turns.start(self._serve, connection, request, arrived)
 
     def _serve(self, connection: Connection, request: Request, arrived: float) -> None:
@@ -287,9 +296,12 @@ class Worker(base.Worker):
         except BaseException:  # a connection without a request that answers it would stay for ever
             self.clients.drop(connection)
             raise
+        if not connection.out and connection.phase is Phase.IDLE:
+            self.guardian.note(connection.sock.fileno(), NOTHING)
 
     def _answer(self, connection: Connection, request: Request, arrived: float) -> None:
         def send(data: bytes, is_last: bool) -> None:
+            self.guardian.note(connection.sock.fileno(), THE_REST)
             self.clients.send(connection, data, is_last)
 
         self.nr += 1
