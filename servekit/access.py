@@ -15,7 +15,7 @@ from flask import Flask, current_app, request
 from servekit import metrics
 from servekit.config import Settings
 from servekit.desired import Desired, Entry
-from servekit.errors import Forbidden, ModelNotFound, TooManyRequests, Unauthorized
+from servekit.errors import Forbidden, ForeignSite, ModelNotFound, TooManyRequests, Unauthorized
 from servekit.keys import INFERENCE, MANAGEMENT, METRICS, Key, Keyring, holder
 from servekit.model import Model
 from servekit.repository import Repository
@@ -138,7 +138,7 @@ def require_model(name: str) -> None:
 
 
 def require_own_address(allowed_origin: str = "") -> None:
-    """Raise Forbidden, where nobody needs a key, if a page of another site may have sent the current request.
+    """Raise ForeignSite, where nobody needs a key, if a page of another site may have sent the current request.
 
     Such a page reaches a server on loopback by the browser of whoever works there: as itself, or under a name of its own
     that it has pointed at 127.0.0.1 (DNS rebinding). `allowed_origin` may (`*`: every one).
@@ -149,10 +149,10 @@ def require_own_address(allowed_origin: str = "") -> None:
     host, origin = environ.get("HTTP_HOST", ""), environ.get("HTTP_ORIGIN", "")
     is_foreign = environ.get("HTTP_SEC_FETCH_SITE") == "cross-site" or bool(origin) and not _is_same(origin, host)
     if is_foreign and allowed_origin not in ("*", origin or "*"):
-        raise Forbidden(_OTHER_SITE)
+        raise ForeignSite(_OTHER_SITE)
     # Behind a unix socket stands a proxy, which knows its names; an open server has been opened on purpose.
     if host and not access.is_anonymous and environ.get("REMOTE_ADDR") and not _is_own(host, environ["SERVER_NAME"]):
-        raise Forbidden(_OTHER_NAME)
+        raise ForeignSite(_OTHER_NAME)
 
 
 def _of(app: Flask) -> Access:

@@ -10,6 +10,7 @@
         │   └── InputTooLarge     413  one input of the request would take too much to read
         ├── Unauthorized          401  no key was sent, or one that nobody has
         ├── Forbidden             403  the key that was sent may not do this
+        ├── ForeignSite           403  a page of another site may have sent the request, and no key was needed
         ├── TooManyRequests       429  the key has made all the requests that it may make for now
         ├── ModelNotFound         404  no such model is loaded
         │   └── VersionNotFound   404  no such version of it is loaded
@@ -79,7 +80,13 @@ class Unauthorized(RequestError):
 
 
 class Forbidden(RequestError):
-    """The key that was sent may not do this, or a page of another site has sent the request."""
+    """The key that was sent may not do this."""
+
+    status = HTTPStatus.FORBIDDEN
+
+
+class ForeignSite(RequestError):
+    """A page of another site may have sent the request, which needs no key where it comes from."""
 
     status = HTTPStatus.FORBIDDEN
 

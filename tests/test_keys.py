@@ -40,7 +40,8 @@ def test_a_file_says_what_each_key_is_good_for(tmp_path: Path) -> None:
     a, b = ring.find(f"Bearer {ONE}"), ring.find(f"bearer  {TWO}")
     assert (a.name, a.scope, a.rate_limit, b.name, b.rate_limit) == ("a", INFERENCE, "5/hour", "b", "100/second")
     assert a.sees("mnist") and not a.sees("linear") and b.sees("linear")
-    assert [key.may(scope) for key in (a, b) for scope in (INFERENCE, METRICS, MANAGEMENT)] == [True, False, False, True, True, True]
+    assert [a.may(scope) for scope in (INFERENCE, METRICS, MANAGEMENT)] == [True, False, False]
+    assert all(b.may(scope) for scope in (INFERENCE, METRICS, MANAGEMENT))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,9 @@ def test_what_a_key_cannot_be_is_said_without_the_key(tmp_path: Path, entry: Any
     assert "key 2" in str(raised.value) and ONE not in str(raised.value)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"keys": {}}', '{"keys": [], "more": 1}', "[" * 100_000, json.dumps({"keys": [{}] * 1001})])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"keys": {}}', '{"keys": [], "more": 1}', "[" * 100_000, json.dumps({"keys": [{}] * 1001})]
+)
 def test_what_is_no_file_of_keys_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "keys.json"
     path.write_text(text)
@@ -85,7 +88,9 @@ def test_what_is_no_file_of_keys_is_refused(tmp_path: Path, text: str) -> None:
         read_keys(path)
 
 
-@pytest.mark.parametrize(("mode", "sentence"), [(0o604, "read by everyone"), (0o620, "written by others"), (0o602, "written by others")])
+@pytest.mark.parametrize(
+    ("mode", "sentence"), [(0o604, "read by everyone"), (0o620, "written by others"), (0o602, "written by others")]
+)
 def test_a_file_of_keys_that_is_open_to_others_is_refused(tmp_path: Path, mode: int, sentence: str) -> None:
     with pytest.raises(SettingError, match=sentence):
         read_keys(write(tmp_path, {"name": "a", "key": ONE}, mode=mode))

@@ -16,6 +16,7 @@ from servekit.engines.torchserve import HandlerRequest, HandlerResponse, Paramet
 from servekit.errors import (
     DeadlineExceeded,
     Forbidden,
+    ForeignSite,
     HandlerFailed,
     InvalidInput,
     OutOfMemory,
@@ -72,6 +73,7 @@ _KINDS: Mapping[type[RequestError], str] = {
     OutOfMemory: "OutOfMemoryError",
     Unauthorized: "InvalidKeyException",
     Forbidden: "InvalidKeyException",
+    ForeignSite: "InvalidKeyException",
     TooManyRequests: "ServiceUnavailableException",
 }
 _OF_KIND = (OutOfMemory, Unauthorized, Forbidden)  # the status is that of TorchServe's kind, and not of the error
