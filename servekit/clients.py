@@ -218,6 +218,8 @@ class Clients:
             elif connection.phase is not Phase.IDLE or not connection.has_unread():  # this process may have been stopped
                 if (message := _LATE.get(connection.phase)) is not None:
                     self._say(connection, HTTPStatus.REQUEST_TIMEOUT, message)
+                elif connection.phase is Phase.WRITING:
+                    connection.forget_unsent()
                 self.drop(connection)
 
     def _ask_whether_it_reads(self, connection: Connection) -> None:
@@ -264,6 +266,7 @@ class Clients:
             if unread <= MAX_BODIES * self._limits.body:
                 return
             unread -= len(connection.out)
+            connection.forget_unsent()
             self.drop(connection)
 
     def stop(self) -> None:

@@ -127,6 +127,11 @@ class Connection:
         except (OSError, AttributeError, struct.error):  # a unix socket, or not Linux
             return now
 
+    def forget_unsent(self) -> None:
+        """Let closing reset the connection: its system would offer what it holds to a client that does not read."""
+        with contextlib.suppress(OSError):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
     def finish_sending(self) -> None:
         """Tell the client that nothing more will come."""
         with contextlib.suppress(OSError):  # it has gone already

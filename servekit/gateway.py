@@ -196,6 +196,8 @@ class Response:
             raise AssertionError("start_response was called twice")
         if not _STATUS.fullmatch(status):
             raise ValueError("the application gives a status that is none")
+        if status.startswith("413"):  # whoever sends too much begins anew
+            self.keep_alive = False
         self.status, self.headers, self._length = status, [], None
         for name, value in headers:
             if not _HEADER.fullmatch(f"{name}: {value}"):

@@ -1,8 +1,12 @@
 """The memory of processes: how much one holds, and how this one gives back what a model held. Standard library only."""
 
+import ctypes
 import gc
 import os
 from pathlib import Path
+
+LARGE_BYTES = 2**20  # a block of memory from this size on is the system's again as soon as it is freed
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
 
 def memory_of(pid: int) -> int:
@@ -12,6 +16,17 @@ def memory_of(pid: int) -> int:
     except (OSError, ValueError, IndexError):
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def return_freed_memory() -> None:
+    """Let what is freed go back to the system: glibc keeps blocks of up to 32 MiB once it has seen one freed.
+
+    Without this each worker would keep the size of the largest body that it has ever read.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc's; others have no such habit
+        libc.mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, 4 * LARGE_BYTES)
 
 
 def free_garbage() -> None:

@@ -34,6 +34,7 @@ from servekit.gateway import Gateway, Response, refusal
 from servekit.guardian import AN_ANSWER, NOTHING, STUCK, THE_REST, Guardian
 from servekit.hooks import worker_stops
 from servekit.http1 import Limits, Refused, Request
+from servekit.memory import return_freed_memory
 from servekit.roster import say_why
 from servekit.watchdog import Watchdog
 
@@ -77,6 +78,7 @@ class Worker(base.Worker):
         from servekit.refusals import Refusals
         from servekit.turns import Turns
 
+        return_freed_memory()
         settings, cfg = Settings.from_environ(os.environ), self.cfg
         patience = max(cfg.timeout - 2 * TICK_SECONDS, cfg.timeout / 2)
         self.stuck_seconds = STUCK_SHARE * patience if cfg.timeout else float("inf")
