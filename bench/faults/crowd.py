@@ -16,6 +16,7 @@ from bench.faults.fault import NotMeasured
 
 HOST = "127.0.0.1"
 DRIP_SECONDS = 0.5  # between two bytes of a client that drips
+ARRIVAL_SECONDS = 0.005  # between two of them: what is measured is that they are slow, and not that they come at once
 READ_BYTES = 1000  # at a time of one that reads slowly
 SMALL_BUFFER = 4096  # of a slow reader: its system takes no more for it
 SMALL_SEGMENT = 500  # bytes; the server's system then takes little for it, too
@@ -35,7 +36,7 @@ BODY_DRIP = Manners(b"POST /linear/predict HTTP/1.1\r\nHost: x\r\nContent-Length
 CHUNK_DRIP = Manners(
     b"POST /linear/predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n1\r\nb\r\n"
 )
-SLOW_READ = Manners(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 12, reads_slowly=True)
+SLOW_READ = Manners(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 8, reads_slowly=True)
 IDLE = Manners(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
 LATER_DRIP = Manners(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\nG")  # one byte of the next request
 
@@ -78,7 +79,10 @@ def _live(port: int, crowd: Sequence[Manners], seconds: float, pipe: Connection)
     """Connect a crowd, say so, let it misbehave for `seconds`; give for each after how many seconds it was closed, or 0."""
     os.sched_setaffinity(0, {machine.split_cores().load})
     os.nice(15)  # the good clients, which are timed, go first
-    clients = [_Client(port, manners) for manners in crowd]
+    clients = []
+    for manners in crowd:
+        clients.append(_Client(port, manners))
+        time.sleep(ARRIVAL_SECONDS)
     pipe.send(len(clients))
     poll = select.poll()
     by_number = {client.socket.fileno(): client for client in clients}
