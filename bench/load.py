@@ -210,9 +210,8 @@ class Generator:
         except Malformed:
             self._fail(connection, "malformed", now)
             return
-        if answer is None:
-            connection.received = data
-        else:
+        connection.received = data
+        if answer is not None:
             self._finish(connection, answer, now)
 
     def _finish(self, connection: Connection, answer: tuple[int, bool], now: float) -> None:

@@ -20,6 +20,7 @@ from servekit.platforms import AUTO, NONE, PLATFORMS, SAGEMAKER, platform_of
 PREFIX = "SERVEKIT_"
 MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"  # the Prometheus client's variable: the folder that workers share
 ARRIVED = "servekit.arrived"  # environ key of WSGI: when a request arrived, a time of the monotonic clock
+CROWDED = "servekit.crowded"  # environ key: there, if more requests wait before this one than can be answered in time
 LOG_FORMATS = ("text", "json")
 ENGINES = ("auto", "onnx", "torch")
 MIN_KEY_LENGTH = 16  # characters: a shorter key can be guessed

@@ -96,6 +96,8 @@ class Line:
     def _why_not(self, rows: int, deadline: float) -> str:
         if not self._backlog.has_room(rows):
             reason = "rows"
+        elif crowded.get():
+            reason = "deadline"
         elif not self._rows or self._is_in_time(rows, deadline):
             return ""
         else:
@@ -120,3 +122,6 @@ class Line:
 
 # The line that refused the request that runs, for whoever answers the next one like it; see servekit/shedding.py.
 refused_by: ContextVar[Line | None] = ContextVar("refused_by", default=None)
+
+# Whether the request that runs is one too many for its worker, whatever it wants to join.
+crowded: ContextVar[bool] = ContextVar("crowded", default=False)

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from servekit.line import Line, refused_by
+from servekit.config import CROWDED
+from servekit.line import Line, crowded, refused_by
 from servekit.middleware import DEADLINE
 
 MAX_DOORS = 64  # remembered at a time; clients may send requests of as many kinds as they like
@@ -49,6 +50,7 @@ class Shedding:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer as the application does, or would."""
         refused_by.set(None)
+        crowded.set(CROWDED in environ)
         if self._doors and (door := self._doors.get(_key(environ))) is not None:
             return self._at(door, environ, start_response)
         pieces = self._app(environ, start_response)

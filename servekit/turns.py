@@ -24,6 +24,7 @@ from servekit.metrics import observe_shed
 
 MAX_FREE = 256  # greenlets kept for later requests; each holds a block of 16 KB for its Python frames
 MAX_ERRANDS = 64  # threads for what takes long and is no pass: changes of the models
+FILLING_SECONDS = 0.02  # that rows wait for those of requests that have arrived, and have not been run yet
 HOLD_SECONDS = 0.005  # a request that has held the loop for so long gives way where it can
 LEFT = "The client has left."
 
@@ -219,8 +220,11 @@ class Turns:
         if (batcher := self._thread.batcher) is not None:
             batcher.blame(text)
 
-    def turn(self) -> None:
-        """Finish what the thread has done, run one pass of what waits here, and go on with who gave way."""
+    def turn(self, more_come: bool = False) -> None:
+        """Finish what the thread has done, run one pass of what waits here, and go on with who gave way.
+
+        `more_come`: there are requests about to run whose rows could share the pass, so it waits until it is worth it.
+        """
         while not self._errands.empty():
             request = self._errands.get()
             if request.waits:
@@ -229,7 +233,7 @@ class Turns:
         self._settle(abandoned)
         self._settle(self._thread.take_done())
         self._settle(self._thread.expire())
-        if self._waiting:
+        if self._waiting and not (more_come and self._can_wait()):
             alive = expire(self._waiting)
             late, self._waiting = [job for job in self._waiting if job.done], alive
             self._settle(late)
@@ -239,6 +243,12 @@ class Turns:
                 self._settle(batch)
         if self._gave_way:  # one: each has long work to do
             self.resume(self._gave_way.popleft())
+
+    def _can_wait(self) -> bool:
+        """Return True if the next pass is not full, and nobody has waited long for it."""
+        first = self._waiting[0]
+        has_room = sum(job.rows for job in self._waiting) < first.batcher.max_batch_rows
+        return has_room and time.monotonic() - first.submitted < FILLING_SECONDS
 
     def _settle(self, jobs: Sequence[Job]) -> None:
         for job in jobs:

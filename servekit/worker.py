@@ -27,7 +27,7 @@ from gunicorn.workers import base
 
 from servekit.board import Board
 from servekit.clients import Clients
-from servekit.config import ARRIVED, Settings
+from servekit.config import ARRIVED, CROWDED, Settings
 from servekit.connection import ClientGone, Connection, Phase
 from servekit.descriptors import Shortage, is_shortage, room_for
 from servekit.gateway import Gateway, Response, refusal
@@ -74,6 +74,7 @@ class Worker(base.Worker):
     def load_wsgi(self) -> None:
         """Prepare the loop and load the application; Gunicorn calls this once signals are heard."""
         from servekit.batcher import use_runner
+        from servekit.intake import Intake
         from servekit.metrics import observe_connections, observe_refusal
         from servekit.refusals import Refusals
         from servekit.turns import Turns
@@ -100,9 +101,10 @@ class Worker(base.Worker):
         self.gateway = Gateway(cfg)
         self.turns = Turns(self.wake)
         self.refusals, self.shortage = Refusals(observe_refusal), Shortage()
+        self.intake = Intake(settings.deadline_seconds, self.start)
         turns, note = self.turns, self.refusals.note
         self.clients = Clients(
-            self.selector, limits, seconds, self.start, note, turns.park, turns.resume, turns.abandon
+            self.selector, limits, seconds, self.arrive, note, turns.park, turns.resume, turns.abandon
         )
         # Gunicorn's configuration looks names up slowly, and these are needed for every request.
         self.pre_request, self.post_request = cfg.pre_request, cfg.post_request
@@ -162,7 +164,8 @@ class Worker(base.Worker):
         if self.turn_began >= self.next_tick:  # not before: what had arrived in time is read by now
             self._tick(self.turn_began)
         self.clients.advance_ready()
-        self.turns.turn()
+        self.intake.run()
+        self.turns.turn(more_come=bool(self.intake))
         if self.alive and not self.is_accepting and self.turn_began >= self.accept_again_at:
             self._accept_again()
 
@@ -187,7 +190,7 @@ class Worker(base.Worker):
 
     def _patience(self) -> float:
         """Return for how many seconds the loop may block."""
-        if self.clients.has_work or self.turns.has_work:
+        if self.clients.has_work or self.turns.has_work or self.intake:
             return 0.0
         until = min(self.next_tick, self.turns.next_deadline)
         if self.alive and not self.is_accepting:
@@ -283,25 +286,26 @@ class Worker(base.Worker):
 
     # A request.
 
-    def start(self, connection: Connection, request: Request) -> None:
-        """Run `request` until it is answered or waits."""
-        arrived = self.turn_began
-        if self.was_deaf:
-            arrived = connection.arrived()
+    def arrive(self, connection: Connection, request: Request) -> None:
+        """Take a request that has been read."""
         self.guardian.note(connection.sock.fileno(), AN_ANSWER)
-        self.turns.start(self._serve, connection, request, arrived)
+        self.intake.add(connection, request, connection.arrived() if self.was_deaf else self.turn_began)
 
-    def _serve(self, connection: Connection, request: Request, arrived: float) -> None:
+    def start(self, connection: Connection, request: Request, arrived: float, is_crowded: bool) -> None:
+        """Run `request` until it is answered or waits; `is_crowded`: there are too many before it."""
+        self.turns.start(self._serve, connection, request, arrived, is_crowded)
+
+    def _serve(self, connection: Connection, request: Request, arrived: float, is_crowded: bool) -> None:
         connection.request = getcurrent()
         try:
-            self._answer(connection, request, arrived)
+            self._answer(connection, request, arrived, is_crowded)
         except BaseException:  # a connection without a request that answers it would stay for ever
             self.clients.drop(connection)
             raise
         if not connection.out and connection.phase is Phase.IDLE:
             self.guardian.note(connection.sock.fileno(), NOTHING)
 
-    def _answer(self, connection: Connection, request: Request, arrived: float) -> None:
+    def _answer(self, connection: Connection, request: Request, arrived: float, is_crowded: bool) -> None:
         def send(data: bytes, is_last: bool) -> None:
             self.guardian.note(connection.sock.fileno(), THE_REST)
             self.clients.send(connection, data, is_last)
@@ -317,6 +321,8 @@ class Worker(base.Worker):
             self.clients.refuse(connection, error.status, error.message)
             return
         environ[ARRIVED] = arrived
+        if is_crowded:
+            environ[CROWDED] = True
         response = Response(request, request.keep_alive and self.alive and self.keeps_alive, send)
         try:
             self.pre_request(self, request)
