@@ -91,6 +91,8 @@ class Line:
             if self._was_full:
                 self._seconds = _PASSES * self._seconds + now - self._passed_at
                 self._passed = _PASSES * self._passed + rows
+            else:
+                self._seconds *= _PASSES  # a jam is forgotten while there is none: it may have been another's
             self._was_full, self._passed_at = self._rows - rows >= self._fits, now
 
     def _why_not(self, rows: int, deadline: float) -> str:

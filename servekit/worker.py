@@ -157,7 +157,8 @@ class Worker(base.Worker):
         self.guardian.begin(0.0)
         before = time.monotonic()
         self.was_deaf = before - self.turn_began > DEAF_SECONDS
-        events = self.left_over + self.selector.select(0.0 if self.left_over else self._patience())
+        # What is left over comes first, alone: the selector would give it again, and the list would only grow.
+        events = self.left_over or self.selector.select(self._patience())
         self.watchdog.turn_began = self.turn_began = time.monotonic()
         self.guardian.begin(self.turn_began)
         self.left_over = self._attend(events)

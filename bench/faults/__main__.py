@@ -52,7 +52,7 @@ def find_faults() -> dict[str, Fault]:
     """Return the faults of all modules beside this one by their names."""
     found: dict[str, Fault] = {}
     for module in pkgutil.iter_modules(bench.faults.__path__):
-        if module.name not in ("__main__", "models"):
+        if module.name not in ("__main__", "models", "costly"):
             listed = getattr(importlib.import_module(f"bench.faults.{module.name}"), "FAULTS", ())
             found |= {fault.name: fault for fault in listed}
     return found
