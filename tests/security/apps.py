@@ -151,4 +151,3 @@ def write_root(trained: Path, root: Path) -> Path:
         write_echo(root / "models", dtype)
     write_archive(root / "archives" / "linear")
     return root
-

@@ -30,7 +30,11 @@ FORBIDDEN = frozenset(
     """.split()
 )
 CHANGES = frozenset("os.remove os.rename os.rmdir os.mkdir os.chmod os.chown os.link os.symlink os.truncate shutil.rmtree".split())
-_INSIDE_A_TREE = os.O_DIRECTORY | os.O_NOFOLLOW  # how shutil.rmtree, whose tree was looked at, opens what it goes into
+
+
+def _is_inside_a_tree(name: Any, mode: Any, flags: int) -> bool:
+    """Return True if shutil.rmtree, whose tree was looked at, opens a folder in it; by a name in another folder's."""
+    return mode is None and os.sep not in os.fsdecode(name) and flags & os.O_ACCMODE == os.O_RDONLY
 
 
 class Watch:
@@ -47,16 +51,18 @@ class Watch:
             return
         is_bad = event in FORBIDDEN or event == "ctypes.dlopen" and arguments[0] not in (None, *LIBRARIES)
         if event == "open":
-            is_bad = not self._is_allowed(arguments[0]) and arguments[2] & _INSIDE_A_TREE != _INSIDE_A_TREE
+            is_bad = not self._is_allowed(arguments[0]) and not _is_inside_a_tree(*arguments)
         elif event in CHANGES:
-            is_bad = not self._is_allowed(arguments[1] if event in ("os.link", "os.symlink") else arguments[0])
+            is_relative = event in ("os.remove", "os.rmdir") and arguments[1] >= 0  # to a folder that was looked at
+            place = arguments[1] if event in ("os.link", "os.symlink") else arguments[0]
+            is_bad = not is_relative and not self._is_allowed(place)
         if is_bad:
             self.seen.append(f"{event} {arguments[:2]!r}")
 
     def _is_allowed(self, path: Any) -> bool:
         if not isinstance(path, str | bytes | os.PathLike):
             return True  # a descriptor, which something has opened before
-        real = Path(os.fsdecode(os.path.realpath(path)))  # what is opened under a name that is allowed may be a link elsewhere
+        real = Path(os.fsdecode(os.path.realpath(path)))  # what has a name that is allowed may be a link elsewhere
         return any(real.is_relative_to(place) for place in self.allowed)
 
     @contextmanager
