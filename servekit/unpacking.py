@@ -125,8 +125,10 @@ class _Target:
         if self._written - before != size:
             raise ValueError(f"{name} is damaged")
 
-    def check(self, size: int) -> None:
-        """Raise ValueError if `size` bytes are more than may be unpacked."""
+    def check(self, size: int, entries: int = 0) -> None:
+        """Raise ValueError if `size` bytes, or so many files and folders, are more than may be unpacked."""
+        if entries > self._limits.entries:
+            raise ValueError(f"it holds more than {self._limits.entries} files and folders")
         if size > self._allowed:
             raise ValueError(f"it unpacks to more than {self._allowed} bytes, too many for its size")
 
@@ -135,8 +137,7 @@ class _Target:
         if parts in self._named:
             raise ValueError(f"it holds {name} twice")
         self._named.add(parts)
-        if len(self._named) + len(self._folders) > self._limits.entries:
-            raise ValueError(f"it holds more than {self._limits.entries} files and folders")
+        self.check(self._written, len(self._named) + len(self._folders))
         return parts
 
     def _make_folder(self, parts: tuple[str, ...]) -> None:
@@ -214,7 +215,7 @@ def _extract_zip(file: _Bounded, target: _Target) -> None:
         entries = archive.infolist()
         if min(len(entries), 0xFFFF) != _counted(file, archive):
             raise ValueError("it is damaged")
-        target.check(sum(entry.file_size for entry in entries))
+        target.check(sum(entry.file_size for entry in entries), len(entries))  # before any is written
         for entry in entries:
             if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise ValueError("it holds a link or a device")
