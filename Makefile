@@ -53,7 +53,7 @@ test-deploy: $(VENV)/.develop ## Check deploy/ with promtool, and by a Prometheu
 	@$(BIN)/python -m pytest --no-cov tests/deploy
 
 fuzz: $(VENV)/.develop ## Look for what breaks codecs, parsers and contracts with new examples each time, about 10 minutes
-	@$(BIN)/python -m pytest --no-cov --hypothesis-profile search --numprocesses auto tests/fuzz
+	@$(BIN)/python -m pytest --no-cov --hypothesis-profile search --override-ini faulthandler_timeout=0 --numprocesses auto tests/fuzz
 
 check: $(VENV)/.develop ## Lint, check types, and look for what is known to be unsafe
 	@$(BIN)/flake8

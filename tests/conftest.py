@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from tests.server import WORKER_CLASSES, Server, running
@@ -17,6 +18,10 @@ from train.data import Digits
 
 # Where the tests run in the background of a shell, ctrl-C is ignored, and so it would be in the processes under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# In a run of all tests hypothesis tries the same examples each time, and few; `make fuzz` looks for others.
+settings.register_profile("bounded", derandomize=True, max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("search", max_examples=20_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

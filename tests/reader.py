@@ -6,14 +6,13 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-from tests.server import ROOT, environment
+from tests.server import ROOT, environment, free_ports
 
 Typed = subprocess.CompletedProcess[str]
 SECONDS = 90.0  # for one line, on a machine that is busy with other tests
@@ -107,9 +106,3 @@ class Reader:
 
     def _here(self, text: str) -> str:
         return re.sub(r"(?<=:)808[012]\b", lambda match: str(self.ports[int(match[0])]), text)
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on, all different."""
-    with contextlib.ExitStack() as stack:
-        return [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(count)]

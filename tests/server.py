@@ -5,8 +5,10 @@ import http.client
 import io
 import json
 import os
+import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -87,6 +89,17 @@ def send(
     content = response.read()
     parsed = json.loads(content) if response.getheader("Content-Type") == "application/json" and content else content
     return response.status, dict(response.getheaders()), parsed
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on, all different, and that the kernel gives to no client in the meantime."""
+    found: list[int] = []
+    for port in random.SystemRandom().sample(range(21_000, 32_000), 1000):  # below those that it gives
+        if len(found) == count:
+            break
+        with contextlib.suppress(OSError), socket.create_server(("0.0.0.0", port)):
+            found.append(port)
+    return found
 
 
 def multipart(files: Sequence[tuple[str, str, bytes]]) -> tuple[bytes, str]:

@@ -25,7 +25,7 @@ from servekit.desired import Desired, Entry
 from servekit.errors import ModelLoadError, SettingError, StartupError
 from servekit.state import Report
 from servekit.torchserve.properties import NamedArchive, Properties
-from tests.server import ROOT, Server, children, environment, wait_for
+from tests.server import ROOT, Server, children, environment, free_ports, wait_for
 from tests.versions import edit
 
 
@@ -84,11 +84,6 @@ def taken() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
 def test_serve_works_from_any_folder(tmp_path: Path, store: Path) -> None:
     with serving(tmp_path, "--bind", "127.0.0.1:0", "--model-store", str(store), "--workers", "1") as server:
         assert server.post_form("/predict", "value=5")[0] == 200
@@ -139,7 +134,7 @@ def test_an_address_that_is_none_is_refused(address: tuple[str, int], words: str
 
 
 def test_a_free_address_is_taken(taken: int) -> None:
-    require_free(("127.0.0.1", free_port()))
+    require_free(("127.0.0.1", free_ports(1)[0]))
     with pytest.raises(StartupError, match="is in use by process"):
         require_free(("127.0.0.1", taken))
 
@@ -302,7 +297,7 @@ def test_the_server_gets_the_settings_and_not_what_is_hidden_from_it() -> None:
     ],
 )
 def test_torchserve_that_cannot_start_says_why_in_one_sentence(tmp_path: Path, taken: int, text: str, words: str) -> None:
-    addresses = [f"{name}_address=http://127.0.0.1:{free_port()}\n" for name in ("inference", "management", "metrics")]
+    addresses = [f"{name}_address=http://127.0.0.1:{free_ports(1)[0]}\n" for name in ("inference", "management", "metrics")]
     (tmp_path / "config.properties").write_text("model_store=.\n" + "".join(addresses) + text.format(taken=taken))
     ended = command(tmp_path, "torchserve", "--start", "--pid-file", "pid")
     assert ended.returncode == 1
@@ -334,7 +329,7 @@ def test_the_settings_of_torchserve_become_those_of_gunicorn(tmp_path: Path) -> 
 
 def write_config(folder: Path) -> str:
     """Write a `config.properties` with free ports into `folder`; return the address for predictions, without http."""
-    ports = [free_port() for _ in range(3)]
+    ports = [free_ports(1)[0] for _ in range(3)]
     names = ("inference", "management", "metrics")
     lines = [f"{name}_address=http://127.0.0.1:{port}\n" for name, port in zip(names, ports, strict=True)]
     (folder / "config.properties").write_text("".join(lines) + "log_level=WARN\n")
@@ -410,7 +405,7 @@ except StartupError as error:
 def start_in_background(folder: Path, store: Path, bind: str = "", patience: float = 60) -> str:
     """Start a server in the background from `folder`, and return what is said of it."""
     ended = subprocess.run(
-        [sys.executable, "-c", START, bind or f"127.0.0.1:{free_port()}", str(patience)],
+        [sys.executable, "-c", START, bind or f"127.0.0.1:{free_ports(1)[0]}", str(patience)],
         cwd=folder,
         env=variables(SERVEKIT_MODEL_STORE=str(store)),
         capture_output=True,

@@ -96,7 +96,7 @@ def test_a_version_that_appears_is_served_and_the_old_one_goes(tmp_path: Path) -
         for client in clients:
             client.join()
         assert set(answers) == {10.0, 1.0} and answers[10.0] == after[10.0]
-        assert "Serving linear/30 now" in server.text()
+        assert wait_for(lambda: "Serving linear/30 now" in server.text(), seconds=SOON)
 
 
 def damage_weights(folder: Path) -> None:

@@ -16,7 +16,7 @@ from servekit.errors import SettingError
 from servekit.platforms import format_of, platform_of, program_of, require_safe_ports
 from servekit.stores import entries_of, model_entry
 from tests import networks
-from tests.server import ROOT, Server, environment, wait_for
+from tests.server import ROOT, Server, environment, free_ports, wait_for
 from tests.versions import write_regressor
 
 MULTI = {"SAGEMAKER_MULTI_MODEL": "true"}
@@ -134,15 +134,9 @@ def test_train_ends_with_a_sentence() -> None:
 
 
 def test_an_address_outside_of_the_safe_range_ends_the_start() -> None:
-    variables = {"SAGEMAKER_SAFE_PORT_RANGE": "20000-20001", "SAGEMAKER_BIND_TO_PORT": str(free_port())}
-    status, text = run("--bind", f"127.0.0.1:{free_port()}", **variables)
+    variables = {"SAGEMAKER_SAFE_PORT_RANGE": "20000-20001", "SAGEMAKER_BIND_TO_PORT": str(free_ports(1)[0])}
+    status, text = run("--bind", f"127.0.0.1:{free_ports(1)[0]}", **variables)
     assert (status, "SAGEMAKER_SAFE_PORT_RANGE, 20000-20001" in text) == (1, True)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +153,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Two workers of a multi-model endpoint, started as SageMaker does."""
-    log, port = tmp_path_factory.mktemp("sagemaker") / "log", free_port()
+    log, port = tmp_path_factory.mktemp("sagemaker") / "log", free_ports(1)[0]
     variables = {"SAGEMAKER_BIND_TO_PORT": str(port), "SAGEMAKER_MODEL_SERVER_WORKERS": "2", "SERVEKIT_MODEL_STORE": str(models)}
     with log.open("wb") as output:
         process = subprocess.Popen(

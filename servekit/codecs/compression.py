@@ -14,7 +14,7 @@ _WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # of zlib: 31 reads an
 def inflate(body: bytes, encoding: str, limit: int) -> bytes:
     """Return what `body` holds in the Content-Encoding `encoding`: gzip, deflate, identity or "".
 
-    No more than `limit` bytes are ever in memory: PayloadTooLarge. Raises UnsupportedMediaType for other encodings, and
+    No more than `limit` bytes and one are ever in memory: PayloadTooLarge. Raises UnsupportedMediaType for other encodings, and
     InvalidInput for a body that is damaged, cut off, or followed by more.
     """
     encoding = encoding.strip().lower()
