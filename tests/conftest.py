@@ -21,7 +21,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # In a run of all tests hypothesis tries the same examples each time, and few; `make fuzz` looks for others.
 settings.register_profile("bounded", derandomize=True, max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("search", max_examples=20_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("search", max_examples=5000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -54,6 +54,7 @@ def read_config(folder: Path, override: str = "") -> Config:
             value = json.loads(override)
             if not isinstance(value, dict):
                 raise ValueError("it is no JSON object")
+            json.dumps(value, ensure_ascii=False).encode()  # half a character, which protobuf fails on in its own way
             json_format.ParseDict(value, message)
         elif path.is_file():
             if path.stat().st_size > MAX_CONFIG_BYTES:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from servekit.codecs.values import require_shallow
+from servekit.errors import InvalidInput
 from servekit.ts.answers import content_type_of, to_bytes
 from servekit.ts.context import CONTENT_TYPE, Context, RequestProcessor
 
@@ -53,10 +55,11 @@ def _decoded(parameter: Parameter) -> Any:
     content_type = (parameter.content_type or "").partition(";")[0].strip().lower()
     try:
         if content_type == "application/json":
+            require_shallow(parameter.value)  # handlers and envelopes go down into it by calls of functions
             return json.loads(parameter.value)
         if content_type.startswith("text"):
             return parameter.value.decode()
-    except (ValueError, RecursionError):
+    except (ValueError, InvalidInput):
         pass  # the handler may know better what it is
     return bytearray(parameter.value)
 

@@ -5,6 +5,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from servekit.codecs.values import require_shallow
+from servekit.errors import InvalidInput
 from servekit.ts.utils.util import PredictionException
 
 
@@ -48,8 +50,9 @@ def json_of(row: Any) -> Any:
         content = row
     if isinstance(content, bytes | bytearray | str):
         try:
+            require_shallow(content.encode() if isinstance(content, str) else content)
             content = json.loads(content)
-        except ValueError:
+        except (ValueError, InvalidInput):
             content = None
     if not isinstance(content, dict):
         raise PredictionException("Send a JSON object.", 400)

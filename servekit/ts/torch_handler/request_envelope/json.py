@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from servekit.ts.torch_handler.request_envelope.base import BaseEnvelope, Counts, json_of, list_in
+from servekit.ts.utils.util import PredictionException
 
 
 class JSONEnvelope(BaseEnvelope):
@@ -27,5 +28,8 @@ def _decoded(row: Any) -> Any:
     if not isinstance(row, dict):
         return row
     if list(row) == ["b64"]:
-        return base64.b64decode(row["b64"])
+        try:
+            return base64.b64decode(row["b64"])
+        except (TypeError, ValueError):
+            raise PredictionException("What follows b64 must be text, in base64.", 400) from None
     return {name: _decoded(value) for name, value in row.items()}

@@ -46,11 +46,11 @@ class KServev2Envelope(BaseEnvelope):
 def _shaped(tensor: Any) -> dict[str, Any]:
     if not isinstance(tensor, Mapping) or not {"name", "shape", "datatype", "data"} <= tensor.keys():
         raise PredictionException("Each of 'inputs' needs name, shape, datatype and data.", 400)
-    if tensor["datatype"] == "BYTES":
-        return {**tensor, "data": tensor["data"][0]}
     try:
+        if tensor["datatype"] == "BYTES":
+            return {**tensor, "data": tensor["data"][0]}
         return {**tensor, "data": np.array(tensor["data"]).reshape(tensor["shape"]).tolist()}
-    except (TypeError, ValueError):
+    except (TypeError, LookupError, OverflowError, ValueError):
         raise PredictionException("The data of an input do not have its shape.", 400) from None
 
 
