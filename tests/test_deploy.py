@@ -94,7 +94,8 @@ def test_the_dashboard_asks_for_its_prometheus_and_lets_servers_and_models_be_ch
 
 def anchors(text: str) -> set[str]:
     """Return what links into a page of Markdown may name, as GitHub makes it of headings."""
-    return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=[alert["alert"] for alert in ALERTS])

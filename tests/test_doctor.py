@@ -17,8 +17,9 @@ from servekit.cli.doctor import gunicorn_settings, settings, store
 from servekit.cli.doctor.limits import limits
 from servekit.cli.doctor.machine import machine, memory
 from servekit.cli.doctor.packages import packages
-from servekit.cli.doctor.ports import is_loopback, ports
+from servekit.cli.doctor.ports import ports
 from servekit.cli.doctor.report import Section, Weight, advice_of, as_json, as_text, size, would_start
+from servekit.cli.ports import require_free
 from servekit.config import Settings
 from servekit.errors import StartupError
 from tests import networks
@@ -126,10 +127,21 @@ def test_settings_that_do_not_go_together_are_named() -> None:
 
 
 def test_what_may_hold_a_key_is_not_shown() -> None:
-    environ = {"SERVEKIT_TORCHSERVE": "keystore_pass=hush-hush"}
+    secret = "hush-hush-hush-hush"
+    names = ("SERVEKIT_INFERENCE_KEY", "SERVEKIT_MANAGEMENT_KEY", "SERVEKIT_TORCHSERVE")
+    environ = {name: f"keystore_pass={secret}{name}" for name in names}
+    chosen, wrong = settings.read(environ)
+    section = settings.section_of(chosen, wrong, environ)
+    shown = json.dumps(as_json([section])) + as_text([section])
+    assert wrong == [] and secret not in shown and "sha256:" not in shown
+    assert section.facts["inference_key"].text == section.facts["torchserve"].text == settings.MASK
+
+
+def test_a_key_that_cannot_be_used_is_refused_without_showing_it() -> None:
+    environ = {"SERVEKIT_MANAGEMENT_KEY": "short-secret"}
     section = settings.section_of(*settings.read(environ), environ)
-    assert "hush-hush" not in json.dumps(as_json([section])) + as_text([section])
-    assert section.facts["torchserve"].text == settings.MASK
+    assert "SERVEKIT_MANAGEMENT_KEY must have at least" in said(section, Weight.STOPS)
+    assert "short-secret" not in json.dumps(as_json([section])) + as_text([section])
 
 
 # Gunicorn.
@@ -195,33 +207,54 @@ def free(address: tuple[str, int]) -> None:
     pass
 
 
+CLOSED = Settings(inference_key="a-key-that-nobody-knows")
+
+
+def of_ports(*addresses: Any, settings: Settings = CLOSED, environ: dict[str, str] | None = None, **others: Any) -> Section:
+    given = {"reuse_port": False, "is_served": False, "free": free, **others}
+    return ports(addresses, settings=settings, environ=environ or {}, **given)
+
+
 def test_a_port_that_another_process_holds_stops_the_start() -> None:
-    section = ports([["127.0.0.1", 5001]], False, {}, True, taken, lambda port: "process 7 (nginx)")
+    section = of_ports(["127.0.0.1", 5001], is_served=True, free=taken, holder=lambda port: "process 7 (nginx)")
     assert "is in use by process 7" in said(section, Weight.STOPS)
 
 
 def test_a_port_that_the_running_server_holds_does_not() -> None:
-    section = ports([["0.0.0.0", 5001]], False, {}, True, taken, lambda port: "process 7 (python -m gunicorn)")
+    section = of_ports(["0.0.0.0", 5001], is_served=True, free=taken, holder=lambda port: "process 7 (python -m gunicorn)")
     assert section.advice == []
     assert section.facts["0.0.0.0:5001"].text.startswith("held by the server that runs, process 7")
 
 
 def test_ports_say_who_reaches_them() -> None:
-    section = ports([["::1", 1], ["127.0.0.1", 2], ["10.0.0.1", 3], "/run/s.sock"], False, {}, False, free)
+    section = of_ports(["::1", 1], ["127.0.0.1", 2], ["10.0.0.1", 3], "/run/s.sock", 4)
     assert section.facts["[::1]:1"].text == section.facts["127.0.0.1:2"].text == "free, for loopback"
     assert "every network" in section.facts["10.0.0.1:3"].text
-    assert section.facts["/run/s.sock"].value == "socket"
-    assert is_loopback("localhost") and not is_loopback("0.0.0.0")
+    assert section.facts["/run/s.sock"].value == section.facts["4"].value == "socket"
+    assert section.facts["keys"].text == "asked for; 1 known" and section.advice == []
+
+
+def test_an_address_that_strangers_reach_without_a_key_stops_the_start_with_its_own_words() -> None:
+    stops = said(of_ports(["0.0.0.0", 5001], settings=Settings()), Weight.STOPS)
+    assert stops.startswith("0.0.0.0:5001 can be reached from other machines, and no key is asked for")
+    assert of_ports(["127.0.0.1", 5001], settings=Settings()).advice == []
+    section = of_ports(["0.0.0.0", 5001], settings=Settings(allow_anonymous=True))
+    assert "Whoever reaches 0.0.0.0:5001 is let in" in said(section, Weight.CONSIDER) and len(section.advice) == 1
+
+
+def test_a_file_of_keys_that_cannot_be_used_stops_the_start(tmp_path: Path) -> None:
+    section = of_ports(["127.0.0.1", 5001], settings=Settings(keys=str(tmp_path / "none.json")))
+    assert "cannot be read" in said(section, Weight.STOPS)
 
 
 def test_a_port_outside_of_sagemakers_range_stops_the_start() -> None:
-    section = ports([["0.0.0.0", 9500]], True, {"SAGEMAKER_SAFE_PORT_RANGE": "9000-9100"}, False, taken)
+    section = of_ports(["0.0.0.0", 9500], reuse_port=True, environ={"SAGEMAKER_SAFE_PORT_RANGE": "9000-9100"}, free=taken)
     assert "lies outside of SAGEMAKER_SAFE_PORT_RANGE" in said(section, Weight.STOPS)
 
 
 def test_a_real_port_that_is_taken_is_seen() -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
-        section = ports([["127.0.0.1", holder.getsockname()[1]]], False, {}, False)
+        section = of_ports(["127.0.0.1", holder.getsockname()[1]], free=require_free)
     assert f"process {os.getpid()}" in said(section, Weight.STOPS)
 
 
@@ -229,7 +262,7 @@ def test_a_real_port_that_is_taken_is_seen() -> None:
 
 SOUND = {
     **{"name": "linear", "version": "1", "format": "servekit", "error": ""},
-    **{"engine": "OnnxEngine", "device": "cpu", "seconds": 0.2},
+    **{"engine": "onnx", "device": "cpu", "seconds": 0.2},
 }
 
 
@@ -239,7 +272,7 @@ def of_store(free: int = 0, gpus: int = 0, settings: Settings = Settings(), **fo
 
 def test_a_sound_store_needs_no_word() -> None:
     section = of_store(free=100 * 2**30)
-    assert section.facts["linear/1"].text == "servekit, OnnxEngine on cpu, loaded in 0.2 s"
+    assert section.facts["linear/1"].text == "servekit, onnx on cpu, loaded in 0.2 s"
     assert section.advice == []
 
 
@@ -264,7 +297,7 @@ def test_each_version_is_loaded_as_the_server_would_and_a_broken_one_says_why(tm
     before = sorted(tmp_path.rglob("*"))
     found = store.load_all(environment(PYTHONPATH=str(ROOT), PROMETHEUS_MULTIPROC_DIR=str(tmp_path)), tmp_path)
     section = store.section_of(found, Settings(), 1, 0, 0)
-    assert section.facts["linear/1"].text.startswith("servekit, TorchEngine on cpu, loaded in ")
+    assert section.facts["linear/1"].text.startswith("servekit, torch on cpu, loaded in ")
     assert section.facts["memory of a worker"].value > 2**20
     stops = said(section, Weight.STOPS)
     assert "NoSuchNetwork" in stops and "deadly/1/model.json is missing" in stops
@@ -272,10 +305,12 @@ def test_each_version_is_loaded_as_the_server_would_and_a_broken_one_says_why(tm
 
 
 def test_a_model_that_ends_the_process_is_told_of(tmp_path: Path) -> None:
-    (tmp_path / "deadly.py").write_text("import os\nos._exit(9)\n")
+    look = 'os.write(2, b"no key here: " + os.environb[b"SERVEKIT_INFERENCE_KEY"].split(b":")[0])'
+    (tmp_path / "deadly.py").write_text(f"import os\n{look}\nos._exit(9)\n")
     folder = write_regressor(tmp_path / "model_store", networks.Double())
     edit(folder, network="deadly:Network")
-    found = store.load_all(environment(PYTHONPATH=str(ROOT)), tmp_path)
+    found = store.load_all(environment(PYTHONPATH=str(ROOT), SERVEKIT_INFERENCE_KEY="a-key-that-nobody-knows"), tmp_path)
+    assert found["error"].endswith("no key here: sha256")
     assert found["error"].startswith("Loading a model ended its process with status 9")
 
 

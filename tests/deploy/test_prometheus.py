@@ -41,7 +41,7 @@ ASKED += [
     for group in RULES["groups"]
     for rule in group["rules"]
 ]
-KEY = "the-key-of-the-prometheus-under-test"
+KEYS = {"clients": "the-key-of-those-who-ask", "prometheus": "the-key-of-the-one-who-looks"}
 WAYS = {"instance": ".*", "model": ".*", "__rate_interval": "1m"}
 ASKING_SECONDS = 12.0  # several scrapes, since a rate needs two
 KILLS = 5
@@ -95,9 +95,13 @@ def free_port() -> int:
 
 
 def configuration(folder: Path, port: int) -> Path:
-    """Write the configuration of deploy/ for a server on `port`: the same, but for the address, and in a hurry."""
-    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "500ms", "evaluation_interval": "500ms"}
+    """Write the configuration of deploy/ for a server on `port`: the same, in a hurry, and with the key that it leaves out."""
+    text = (DEPLOY / "prometheus" / "prometheus.yml").read_text()
+    left_out = "    # authorization:\n    #   credentials_file: /etc/prometheus/servekit.key\n"
+    assert left_out in text
+    (folder / "key").write_text(KEYS["prometheus"])
+    config = yaml.safe_load(text.replace(left_out, f"    authorization:\n      credentials_file: {folder / 'key'}\n"))
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(DEPLOY / "prometheus" / name) for name in config["rule_files"]]
     (job,) = config["scrape_configs"]
     job["static_configs"] = [{"targets": [f"127.0.0.1:{port}"]}]
@@ -106,10 +110,11 @@ def configuration(folder: Path, port: int) -> Path:
     return path
 
 
-def ask(server: Server, model: str, value: float) -> int:
+def ask(server: Server, model: str, value: Any = 1.0, key: str = KEYS["clients"]) -> int:
     """Ask for a prediction over a connection of its own; return the status, 0 if the connection broke."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        return server.request("POST", f"/v1/models/{model}:predict", json.dumps({"instances": [[value]]}))[0]
+        return server.request("POST", f"/v1/models/{model}:predict", json.dumps({"instances": [[value]]}), headers)[0]
     except OSError:
         return 0
 
@@ -122,10 +127,11 @@ def provoke(server: Server, store: Path) -> set[int]:
     kills, until = KILLS, time.monotonic() + ASKING_SECONDS
     with concurrent.futures.ThreadPoolExecutor(40) as pool:
         while time.monotonic() < until:
-            quick = [pool.submit(ask, server, name, 1.0) for name in ("linear", "faulty") for _ in range(4)]
-            quick += [pool.submit(lambda: server.post_form("/linear/predict", "value=x")[0])]
+            quick = [pool.submit(ask, server, name) for name in ("linear", "faulty") for _ in range(4)]
+            quick += [pool.submit(ask, server, "linear", key=key) for key in ("", "an-invented-key", KEYS["prometheus"])]
+            quick += [pool.submit(ask, server, "linear", "a word")]
             statuses |= {each.result() for each in quick}
-            slow = [pool.submit(ask, server, "slow", 1.0) for _ in range(30)]  # more than fit, and too slow for some
+            slow = [pool.submit(ask, server, "slow") for _ in range(30)]  # more than fit, and too slow for some
             statuses |= {each.result() for each in slow}
             if kills and len(pids := server.workers()) == 2:
                 os.kill(pids[0], signal.SIGKILL)
@@ -140,7 +146,12 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Prometheus
     store = folder / "store"
     for name, network in (("linear", networks.Double()), ("slow", networks.Slow()), ("faulty", networks.Faulty())):
         write_regressor(store, network, name)
+    scopes = {"clients": "inference", "prometheus": "metrics"}
+    keys = [{"name": name, "key": KEYS[name], "scope": scope} for name, scope in scopes.items()]
+    (folder / "keys.json").write_text(json.dumps({"keys": keys}))
+    (folder / "keys.json").chmod(0o600)
     settings = {"DEADLINE_SECONDS": "1.2", "MAX_WAITING": "6", "POLL_SECONDS": "0.5", "MODEL_STORE": str(store)}
+    settings["KEYS"] = str(folder / "keys.json")
     variables = {f"SERVEKIT_{name}": value for name, value in settings.items()} | {"WEB_CONCURRENCY": "2"}
     with running(folder / "log", **variables) as server:
         prometheus = Prometheus(free_port())
@@ -149,9 +160,11 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Prometheus
         with (folder / "prometheus.log").open("wb") as output:
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         try:
-            assert wait_for(lambda: prometheus.values('up{job="servekit"}') == [1.0], process), (folder / "prometheus.log").read_text()
+            is_scraped = wait_for(lambda: prometheus.values('up{job="servekit"}') == [1.0], process)
+            assert is_scraped, (folder / "prometheus.log").read_text()
             statuses = provoke(server, store)
-            time.sleep(1.5)  # for the last scrape and the rules
+            assert wait_for(lambda: prometheus.values("servekit_workers") == [2.0]), server.text()
+            time.sleep(2.0)  # for the rules
             yield prometheus, statuses
         finally:
             process.terminate()
@@ -159,7 +172,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Prometheus
 
 
 def test_clients_have_met_what_is_counted(asked: tuple[Prometheus, set[int]]) -> None:
-    assert {200, 400, 500, 503, 504} <= asked[1]
+    assert {200, 400, 401, 403, 500, 503, 504} <= asked[1]
 
 
 @pytest.mark.parametrize(("name", "expression"), ASKED, ids=[name for name, _ in ASKED])
@@ -179,6 +192,7 @@ def test_what_has_happened_is_seen(asked: tuple[Prometheus, set[int]]) -> None:
         'servekit_shed_total{reason="rows"}',
         'servekit_deadline_misses_total{model="slow"}',
         'servekit_handler_errors_total{model="faulty"}',
+        *(f'servekit_refused_keys_total{{reason="{reason}"}}' for reason in ("missing", "unknown", "forbidden")),
         *(f'sum(servekit_predictions_total{{outcome="{outcome}"}})' for outcome in ("ok", "shed", "late", "failed")),
     ]
     for expression in happened:

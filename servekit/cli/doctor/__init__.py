@@ -43,7 +43,7 @@ def examine(environ: Mapping[str, str], folder: Path, root: Path, descriptors: t
         machine(environ, root, os.geteuid()),
         settings.section_of(chosen, wrong, environ),
         gunicorn_settings.section_of(gunicorn, cores),
-        ports(gunicorn.get("address", []), gunicorn.get("reuse_port", False), environ, is_running),
+        ports(gunicorn.get("address", []), gunicorn.get("reuse_port", False), chosen, environ, is_running),
         store.section_of(loaded, chosen, gunicorn.get("workers", 1), 0 if is_running else free, visible_gpus(environ, root)),
         limits(chosen, gunicorn, environ, cores, root, descriptors),
         packages(),

@@ -5,30 +5,32 @@ from typing import Any
 
 from servekit.cli.doctor.report import Section
 from servekit.cli.ports import holder_of, require_free
+from servekit.config import PREFIX, Settings
+from servekit.entrance import is_loopback, require_closed
 from servekit.errors import SettingError, StartupError
+from servekit.keys import Keyring
 from servekit.platforms import require_safe_ports
-
-_LOOPBACK = ("localhost", "::1")
 
 
 def ports(
     addresses: Sequence[Any],
     reuse_port: bool,
+    settings: Settings,
     environ: Mapping[str, str],
     is_served: bool,
     free: Callable[[tuple[str, int]], None] = require_free,
     holder: Callable[[int], str] = holder_of,
 ) -> Section:
-    """Return what is to be said of `addresses`, (host, port) or the path of a socket each.
+    """Return what is to be said of `addresses`: (host, port), the path of a socket, or the number of one that is given.
 
     `is_served` says that a server runs over the same model store: then it may be what holds them.
     """
     section = Section("Ports")
+    known = [(address[0], address[1]) for address in addresses if isinstance(address, list | tuple)]
     for address in addresses:
-        if isinstance(address, str):
-            section.add(address, "socket", "a socket in the file system")
-            continue
-        host, port = address[:2]
+        if not isinstance(address, list | tuple):
+            section.add(str(address), "socket", "a socket in the file system or one that is given")
+    for host, port in known:
         name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         reach = "loopback" if is_loopback(host) else "every network that reaches this machine"
         try:
@@ -42,13 +44,25 @@ def ports(
             else:
                 section.add(name, "taken", f"cannot be listened on, for {reach}")
                 section.stops(str(error))
+    _keys(section, known, settings)
     try:
-        require_safe_ports(environ, [address[1] for address in addresses if not isinstance(address, str)])
+        require_safe_ports(environ, [port for _, port in known])
     except SettingError as error:
         section.stops(str(error))
     return section
 
 
-def is_loopback(host: str) -> bool:
-    """Return True if only this machine reaches `host`."""
-    return host in _LOOPBACK or host.startswith("127.")
+def _keys(section: Section, known: Sequence[tuple[str, int]], settings: Settings) -> None:
+    """Add whether keys are asked for, and what the start would say to that."""
+    try:
+        count = len(Keyring(settings).keys) if settings.has_keys else 0
+        section.add("keys", count, f"asked for; {count} known" if settings.has_keys else "not asked for")
+        require_closed(settings, known)
+    except SettingError as error:
+        section.stops(str(error))
+    strangers = [f"{host}:{port}" for host, port in known if not is_loopback(host)]
+    if strangers and settings.allow_anonymous and not settings.has_keys:
+        section.consider(
+            f"Whoever reaches {', '.join(strangers)} is let in ({PREFIX}ALLOW_ANONYMOUS=true); set keys unless something in "
+            "front of it asks for them."
+        )

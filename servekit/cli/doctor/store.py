@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from servekit.cli.doctor.report import Section, size
-from servekit.config import MULTIPROCESS_DIR, Settings
+from servekit.config import MULTIPROCESS_DIR, Settings, seal_keys
 
 _MARK = "servekit-doctor:"  # before the lines that count: a model's code may print others
 _SECONDS = 300.0  # for all models to load, as a reload allows them
@@ -25,6 +25,7 @@ def load_all(environ: Mapping[str, str], folder: Path, seconds: float = _SECONDS
     command = [sys.executable, "-m", __name__]
     variables = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **environ, "PYTHONDONTWRITEBYTECODE": "1"}
     variables.pop(MULTIPROCESS_DIR, None)  # what is counted here is nobody's
+    seal_keys(variables)
     try:
         ended = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=seconds)
         output, words, status = ended.stdout, ended.stderr, ended.returncode
@@ -123,8 +124,9 @@ def _trial(key: tuple[str, str]) -> dict[str, Any]:
         model.require_ready()
     except ServekitError as error:
         return {"error": str(error)}
-    engine = type(getattr(model, "_engine", model)).__name__
-    return {"error": "", "engine": engine, "device": model.device, "seconds": time.monotonic() - started}
+    engine = getattr(model, "_engine", model)  # by its module, as servekit_model_info names it
+    name, seconds = type(engine).__module__.rpartition(".")[2], time.monotonic() - started
+    return {"error": "", "engine": name, "device": model.device, "seconds": seconds}
 
 
 @cache
