@@ -196,6 +196,12 @@ def test_a_configuration_that_cannot_be_read_stops_the_start(tmp_path: Path) -> 
     assert said(section, Weight.STOPS) == "Gunicorn's settings cannot be used: NameError: name 'many' is not defined."
 
 
+def test_a_number_of_workers_that_is_none_stops_the_start(tmp_path: Path) -> None:
+    found = gunicorn_settings.read(environment(WEB_CONCURRENCY="many"), tmp_path)
+    words = said(gunicorn_settings.section_of(found, cores=4), Weight.STOPS)
+    assert words == "Gunicorn's settings cannot be used: WEB_CONCURRENCY must be a whole number above 0."
+
+
 # Ports.
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from servekit.cli.doctor.report import Section
+from servekit.errors import SettingError
+from servekit.platforms import positive
 
 NAMES = (
     *("bind", "workers", "worker_class", "threads", "timeout", "graceful_timeout", "keepalive", "worker_connections"),
@@ -25,6 +27,11 @@ _SECONDS = 60.0
 
 def read(environ: Mapping[str, str], folder: Path) -> dict[str, Any]:
     """Return the settings of NAMES, `address`, and `origins`, by name; or `error`, one sentence."""
+    try:
+        if environ.get("WEB_CONCURRENCY"):
+            positive(environ, "WEB_CONCURRENCY", 1)  # Gunicorn would print a traceback
+    except SettingError as error:
+        return {"error": str(error)}
     command, variables = [sys.executable, "-m", __name__], {**environ, "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         ended = subprocess.run(
