@@ -174,7 +174,9 @@ def test_settings_of_gunicorn_that_hurt_are_named(values: dict[str, Any], weight
 
 
 def test_gunicorns_settings_are_read_with_their_origins(tmp_path: Path) -> None:
-    (tmp_path / "gunicorn.conf.py").write_text('from servekit.server import *\nprint("hello")\nbacklog = 64\nkeepalive = 75\n')
+    lines = ["import os", "from servekit.server import *", "print('hello')", "backlog = 64", "keepalive = 75"]
+    lines += ["os.environ['SERVEKIT_LOG_FORMAT'] = 'json'", "raw_env = ['SERVEKIT_MAX_WAITING=9']"]
+    (tmp_path / "gunicorn.conf.py").write_text("\n".join(lines))
     variables = environment(PYTHONPATH=str(ROOT), WEB_CONCURRENCY="2", GUNICORN_CMD_ARGS="--bind 127.0.0.1:7001 --timeout=9")
     found = gunicorn_settings.read(variables, tmp_path)
     values = {name: (found[name], found["origins"][name]) for name in ("bind", "timeout", "workers", "backlog", "keepalive")}
@@ -187,6 +189,9 @@ def test_gunicorns_settings_are_read_with_their_origins(tmp_path: Path) -> None:
     }
     assert found["origins"]["max_requests"] == found["origins"]["forwarded_allow_ips"] == "Gunicorn's default"
     assert found["address"] == [["127.0.0.1", 7001]]
+    assert found["variables"] == {"SERVEKIT_LOG_FORMAT": "json", "SERVEKIT_MAX_WAITING": "9"}
+    section = settings.section_of(*settings.read(found["variables"]), found["variables"], found["variables"])
+    assert section.facts["max_waiting"].origin == "SERVEKIT_MAX_WAITING, in Gunicorn's configuration"
     assert not (tmp_path / "__pycache__").exists()
 
 

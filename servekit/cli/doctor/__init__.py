@@ -1,5 +1,6 @@
 """`servekit doctor`: what a server would find here, and what to change. It changes nothing, and listens nowhere."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -34,17 +35,22 @@ def examine(environ: Mapping[str, str], folder: Path, root: Path, descriptors: t
     `root` is where /proc, /sys and /dev are looked for, `descriptors` the soft and hard limit of open files.
     """
     cores, (_, free, _) = usable_cores(root), memory(root)
-    chosen, wrong = settings.read(environ)
     gunicorn = gunicorn_settings.read(environ, folder)
-    # A server that runs holds memory that a start would have.
-    is_running = is_served(folder / chosen.model_store)
-    loaded = store.load_all(environ, folder) if not wrong else {"models": [], "memory": None, "error": ""}
+    configured = gunicorn.get("variables", {})
+    variables = {**environ, **configured}
+    chosen, wrong = settings.read(variables)
+    base = Path(gunicorn.get("chdir", folder))
+    located = dataclasses.replace(chosen, model_store=base / chosen.model_store)
+    is_running = is_served(located.model_store)
+    loaded = store.load_all(variables, base) if not wrong else {"models": [], "memory": None, "error": ""}
+    room = 0 if is_running else free  # a server that runs holds the memory that a start would have
+    workers, gpus = gunicorn.get("workers", 1), visible_gpus(variables, root)
     return [
-        machine(environ, root, os.geteuid()),
-        settings.section_of(chosen, wrong, environ),
+        machine(variables, root, os.geteuid()),
+        settings.section_of(chosen, wrong, variables, configured),
         gunicorn_settings.section_of(gunicorn, cores),
-        ports(gunicorn.get("address", []), gunicorn.get("reuse_port", False), chosen, environ, is_running),
-        store.section_of(loaded, chosen, gunicorn.get("workers", 1), 0 if is_running else free, visible_gpus(environ, root)),
-        limits(chosen, gunicorn, environ, cores, root, descriptors),
+        ports(gunicorn.get("address", []), gunicorn.get("reuse_port", False), chosen, variables, is_running),
+        store.section_of(loaded, located, workers, room, gpus),
+        limits(located, gunicorn, variables, cores, root, descriptors),
         packages(),
     ]

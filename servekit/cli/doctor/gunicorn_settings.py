@@ -26,7 +26,10 @@ _SECONDS = 60.0
 
 
 def read(environ: Mapping[str, str], folder: Path) -> dict[str, Any]:
-    """Return the settings of NAMES, `address`, and `origins`, by name; or `error`, one sentence."""
+    """Return the settings of NAMES, `address`, and `origins`, by name; or `error`, one sentence.
+
+    `variables` are those of the environment that the configuration sets, `raw_env` included.
+    """
     try:
         if environ.get("WEB_CONCURRENCY"):
             positive(environ, "WEB_CONCURRENCY", 1)  # Gunicorn would print a traceback
@@ -104,6 +107,7 @@ def _text(value: Any) -> str:
 def _main() -> None:
     """Print what a start in this folder with this environment would take, as one line of JSON."""
     sys.path.insert(0, os.getcwd())
+    before = dict(os.environ)
     from servekit.cli.serve import APPLICATION, with_settings
 
     sys.argv = ["gunicorn", *with_settings([]), APPLICATION]
@@ -114,7 +118,14 @@ def _main() -> None:
     values = {name: cfg.settings[name].value for name in NAMES}
     origins = {name: "GUNICORN_CMD_ARGS" if given.get(name) is not None else _origin(name, values[name]) for name in NAMES}
     values["worker_class"] = cfg.worker_class_str
-    print(_MARK + json.dumps({**values, "address": cfg.address, "origins": origins}, default=str))
+    told = {**values, "address": cfg.address, "origins": origins, "variables": _variables(before, {**os.environ, **cfg.env})}
+    print(_MARK + json.dumps(told, default=str))
+
+
+def _variables(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
+    """Return what the configuration has set, but for the threads that servekit's own settings leave to a worker."""
+    ours = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return {name: value for name, value in after.items() if before.get(name) != value and ours.get(name) != value}
 
 
 def _origin(name: str, value: Any) -> str:

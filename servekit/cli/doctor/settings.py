@@ -1,7 +1,7 @@
 """The settings in force, and where each comes from: its default, a variable, or the platform's variables."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from servekit.cli.doctor.report import Section
@@ -31,14 +31,19 @@ def read(environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
         return Settings(), [*wrong.values()] if whole in wrong.values() else [*wrong.values(), whole]
 
 
-def section_of(settings: Settings, wrong: list[str], environ: Mapping[str, str]) -> Section:
-    """Return every setting with its value and origin; keys are masked."""
+def section_of(
+    settings: Settings, wrong: list[str], environ: Mapping[str, str], configured: Collection[str] = ()
+) -> Section:
+    """Return every setting with its value and origin; keys are masked.
+
+    `configured` are the variables that Gunicorn's configuration sets.
+    """
     section = Section("Settings")
     for field in dataclasses.fields(Settings):
         variable, value = PREFIX + field.name.upper(), getattr(settings, field.name)
         origin = "default"
         if variable in environ:
-            origin = variable
+            origin = f"{variable}, in Gunicorn's configuration" if variable in configured else variable
         elif value != field.default:
             origin = f"platform {settings.platform}"
         shown = _shown(field.name, value)
