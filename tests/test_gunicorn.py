@@ -113,20 +113,46 @@ def test_the_number_of_workers_follows_the_cores_and_gunicorns_own_switches(tmp_
         assert server.post_form("/predict", "value=5")[0] == 200
 
 
+ANSWERED = 'predictions_total{model="linear",outcome="ok"'
+
+
 def test_a_killed_worker_is_replaced_and_taken_out_of_the_metrics(tmp_path: Path, linear_store: Path) -> None:
     metrics = tmp_path / "metrics"
+
+    def count(sample: str) -> float:
+        page = server.get("/metrics")[2].decode()
+        return sum(float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(sample))
+
+    def predict(times: int) -> None:
+        for _ in range(times):
+            assert server.post_form("/predict", "value=5")[0] == 200
+
     with serving(tmp_path, linear_store, PROMETHEUS_MULTIPROC_DIR=str(metrics)) as server:
+        predict(20)
+        files = {file.name for file in metrics.iterdir()}
         before = server.workers()
         os.kill(before[0], signal.SIGKILL)
         wait_for(lambda: "A new worker is ready: linear/1" in server.text())
         after = server.workers()
         assert len(after) == 2 and before[0] not in after and before[1] in after
+        predict(20)
         os.kill(before[1], signal.SIGKILL)
         assert wait_for(lambda: server.text().count("A new worker is ready: linear/1") == 2)
         assert wait_for(lambda: len(server.workers()) == 2)
-        assert server.post_form("/predict", "value=5")[0] == 200
+        predict(20)
         assert wait_for(lambda: BOTH_LOADED in server.get("/metrics")[2])
         assert {file.stem.rpartition("_")[2] for file in metrics.glob("gauge_*.db")} == {"slot0", "slot1"}
+        # Nothing is lost with those who have counted it, and those who come after them count in the same files.
+        for counter in ('requests_total{method="POST"', 'rows_total{model="linear"', 'batch_rows_sum{model="linear"', ANSWERED):
+            assert count(f"servekit_{counter}") == 60, counter
+        assert count('servekit_worker_restarts_total{reason="killed"}') == count("servekit_worker_restarts_total") == 2
+        assert count("servekit_workers") == 2
+        assert {file.name for file in metrics.iterdir()} == files
+        server.process.send_signal(signal.SIGHUP)
+        assert wait_for(lambda: server.text().count("A new worker is ready: linear/1") == 4)
+        assert wait_for(lambda: len(server.workers()) == 2)
+        assert count("servekit_worker_restarts_total") == 2  # a reload is none
+        assert count(f"servekit_{ANSWERED}") == 60
 
 
 class Load:

@@ -1,5 +1,6 @@
 """Where metrics are kept: exact after any death, bounded on the disk, and harmless when that is full."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from servekit.metrics.cells import Cells
+from servekit.metrics.folder import remove_left_over
 from tests.server import ROOT, environment
 
 # Workers of two slots that are killed while they count, at any moment. After each count they say so.
@@ -172,3 +174,18 @@ print(metrics.render(None, None, REGISTRY)[0])
 """
     assert samples(run(code, tmp_path))['servekit_rows_total{model="m",version="1"}'] == 12
     assert len(list(tmp_path.glob("counter_*.db"))) == 2
+
+
+def test_what_killed_servers_have_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("left", "new", "used"):
+        lock = tmp_path / f"servekit-metrics-{name}" / "lock"
+        lock.parent.mkdir()
+        lock.touch()
+        (lock.parent / "counter_slot0.db").touch()
+        if name != "new":
+            os.utime(lock, (0, 0))
+    (tmp_path / "servekit-metrics-other").mkdir()
+    with (tmp_path / "servekit-metrics-used" / "lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        remove_left_over(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {f"servekit-metrics-{name}" for name in ("new", "used", "other")}

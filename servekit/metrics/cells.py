@@ -11,7 +11,7 @@ from array import array
 from struct import Struct
 from typing import Any
 
-FIRST_BYTES = 2**16  # of a file; it doubles when it is full
+FIRST_BYTES = 2**14  # of a file; it doubles when it is full
 _HEADER = 8  # bytes: how many are in use, and as many to fill the word
 _USED = Struct("i")
 _NEW = _USED.pack(_HEADER)
