@@ -92,7 +92,8 @@ def paths_of(app: Flask) -> set[str]:
     own = {"sagemaker", "sagemaker_multi_model", "mlflow", "vertex", "azure"} & app.blueprints.keys()
     own |= {name for name in app.blueprints if name.startswith("torchserve")}
     rules = [rule for rule in app.url_map.iter_rules() if not own or rule.endpoint.partition(".")[0] in {*own, "ops"}]
-    return {fill.sub(lambda name: values.get(name[1], "x"), rule.rule) for rule in rules} | {"/nowhere", "/v2/nowhere", "/v1/nowhere"}
+    found = {fill.sub(lambda name: values.get(name[1], "x"), rule.rule) for rule in rules}
+    return found | {"/nowhere", "/v2/nowhere", "/v1/nowhere"}
 
 
 def spellings(path: str) -> Iterator[str]:
