@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from grpc import StatusCode
 from gunicorn.config import Config
 
 from servekit import entrance
@@ -18,6 +19,7 @@ from servekit.config import Settings
 from servekit.entrance import addresses_of, is_loopback, require_closed
 from servekit.errors import SettingError
 from servekit.platforms import platform_of
+from tests.grpc_server import serving
 from tests.server import ROOT, environment, running, send
 
 KEY, OWNER = "a-key-for-the-tests", "the-key-of-the-owner"
@@ -142,9 +144,15 @@ def test_a_rate_is_shared_by_the_workers_and_no_log_holds_a_key(store: Path, tmp
         assert server.get("/health")[0] == 200
         page = server.request("GET", "/metrics", headers={"Authorization": f"Bearer {OWNER}"})[2].decode()
         assert 'servekit_shed_total{reason="rate"} 10.0' in page
-        for pid in workers:
-            assert b"Bearer" not in Path(f"/proc/{pid}/cmdline").read_bytes()
-    assert "-|-|GET /v2" in server.text() and KEY not in server.text() and OWNER not in server.text()
+        with serving(tmp_path / "grpc", f"http://127.0.0.1:{server.port}") as gateway:
+            ours, owners = ([("authorization", f"Bearer {key}")] for key in (KEY, OWNER))
+            assert gateway.call("Check").status == 1 and gateway.call("ServerReady").ready
+            assert gateway.refusal("ModelInfer", {"model_name": "linear"})[0] is StatusCode.UNAUTHENTICATED
+            assert gateway.refusal("RepositoryIndex", metadata=ours)[0] is StatusCode.PERMISSION_DENIED
+            assert gateway.refusal("ModelMetadata", {"name": "linear"}, metadata=ours)[0] is StatusCode.RESOURCE_EXHAUSTED
+            assert {model.name for model in gateway.call("RepositoryIndex", metadata=owners).models} == {"linear", "mnist"}
+    text = server.text() + (tmp_path / "grpc").read_text()
+    assert "-|-|GET /v2" in text and KEY not in text and OWNER not in text
 
 
 def _connections_of(pid: int) -> int:
