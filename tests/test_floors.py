@@ -8,14 +8,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"errors", "config", "platforms", "logs", "memory", "record", "trace"},
-    {"tensors", "metrics", "exchange"},
+    {"errors", "config", "platforms", "logs", "memory", "descriptors", "record", "trace", "keys", "tally"},
+    {"tensors", "metrics", "exchange", "rates"},
     {"codecs", "spec", "signature", "desired", "bells", "state", "stores", "archive", "unpacking", "imports", "ts", "triton"},
     {"engines", "handlers", "batcher"},
-    {"model", "loading", "ensemble"},
+    {"line", "model", "loading", "ensemble"},
     {"repository"},
-    {"payload", "ext", "lean", "middleware", "tracing", "hooks", "crew", "follow", "torchserve", "openapi", "serving"}
-    | {"board", "clients", "connection", "gateway", "http1", "turns", "watchdog", "worker"},
+    {"payload", "ext", "lean", "access", "entrance", "middleware", "shedding", "tracing", "hooks", "crew", "follow"}
+    | {"torchserve", "openapi", "serving"}
+    | {"board", "clients", "connection", "gateway", "guardian", "http1", "intake", "refusals", "roster"}
+    | {"turns", "watchdog", "worker"},
     {"blueprints"},
     {"apis", "app", "server"},
     {"archiver", "cli", "grpc", "__main__"},
