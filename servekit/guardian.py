@@ -35,6 +35,7 @@ STUCK = "The server did not come to an answer; try again later."
 
 _CLONE_FILES = 0x400  # linux/sched.h
 _CLONE = {"x86_64": 56, "aarch64": 220}  # the number of the system call
+_BUSY = b" 503 Service Unavailable\r\n"  # of contracts that say it so
 _DATE = re.compile(rb"(?<=\r\nDate: )[^\r]*")
 
 log = logging.getLogger("servekit")
@@ -71,7 +72,7 @@ class Guardian:
         """Note what is to be answered on each of the server's ports: its contract has a form for errors."""
         said = {}
         for port in {port_of(listener.getsockname()) for listener in listeners}:
-            gone = refusal(HTTPStatus.SERVICE_UNAVAILABLE, GONE, port).replace(b"\r\n", b"\r\nRetry-After: 1\r\n", 1)
+            gone = refusal(HTTPStatus.SERVICE_UNAVAILABLE, GONE, port).replace(_BUSY, _BUSY + b"Retry-After: 1\r\n", 1)
             said[port] = [gone.decode(), refusal(HTTPStatus.GATEWAY_TIMEOUT, STUCK, port).decode()]
         text = json.dumps(said).encode()
         if len(text) <= TEXT_BYTES:

@@ -93,17 +93,17 @@ def test_bad_json(server: Server, body: bytes, words: str) -> None:
 
 def test_bad_images(server: Server, digit: bytes) -> None:
     gif = b"GIF89a\x01\x00\x01\x00\x00\xff\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x00;"
-    for name, content, words in [
-        ("empty.png", b"", "The file is empty"),
-        ("text.png", b"hello", "not an image that is read here"),
-        ("cut.png", digit[:-60], "damaged or cut off"),
-        ("a.gif", gif, "send PNG or JPEG"),
-        ("bomb.png", bomb(40_000, 40_000), "at most 4000000 pixels"),
-        ("wide.png", bomb(4_000_001, 1), "at most 4000000 pixels"),
+    for name, content, status, words in [
+        ("empty.png", b"", 400, "The file is empty"),
+        ("text.png", b"hello", 400, "not an image that is read here"),
+        ("cut.png", digit[:-60], 400, "damaged or cut off"),
+        ("a.gif", gif, 400, "send PNG or JPEG"),
+        ("bomb.png", bomb(40_000, 40_000), 413, "at most 4000000 pixels"),
+        ("wide.png", bomb(4_000_001, 1), 413, "at most 4000000 pixels"),
     ]:
-        refused(server.post_files("/predict", [("file", name, content)]), 400, words)
+        refused(server.post_files("/predict", [("file", name, content)]), status, words)
         if content:
-            refused(server.post("/predict", content, "image/png"), 400, words)
+            refused(server.post("/predict", content, "image/png"), status, words)
     refused(server.post("/predict", b"", "image/png"), 400, "The file is empty")
 
 

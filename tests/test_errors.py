@@ -19,7 +19,7 @@ def test_the_tree_in_the_docstring_is_the_tree(cls: type) -> None:
 def test_every_request_error_has_a_status_for_clients(cls: type[errors.RequestError]) -> None:
     assert cls.status >= 400
     if cls is not errors.RequestError:
-        assert f" {cls.status.value}  " in errors.__doc__
+        assert f" {int(cls.status)}  " in errors.__doc__
     assert (cls.retry_after is not None) == (cls.status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS))
 
 

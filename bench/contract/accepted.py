@@ -61,9 +61,9 @@ ACCEPTED = (
         statuses="400 (400|501)",
     ),
     Accepted(
-        "An expectation that cannot be met is answered with 417 and a JSON error.",
-        "TorchServe sends no body.",
-        "body|header (content-type|connection)",
+        "An expectation that cannot be met is answered with 417, a JSON error and an id.",
+        "TorchServe sends no body, and nothing that its log could be searched for.",
+        "body|header (content-type|connection|x-request-id)",
         case="expecting something else",
         statuses="417 417",
     ),
@@ -87,13 +87,6 @@ ACCEPTED = (
         ANY,
         case="one of four is bad",
         statuses="503 200",
-    ),
-    Accepted(
-        "A handler that ends its process ends the connection of its request, too.",
-        "The worker that reads the connection is the process that runs the handler; another takes its place.",
-        "answer",
-        group="died",
-        case="worker that ends",
     ),
     Accepted(
         "A full queue has a message of its own and `Retry-After`.",

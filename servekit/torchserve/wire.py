@@ -27,6 +27,7 @@ from servekit.errors import (
     UnsupportedMediaType,
 )
 from servekit.lean import PlainResponse
+from servekit.guardian import GONE
 from servekit.logs import request_id, tell_failure
 from servekit.middleware import new_id
 from servekit.payload import FORM, MAX_PARTS, MULTIPART, split_uploads
@@ -259,7 +260,7 @@ def refuse(kind: str, message: str, code: int | None = None) -> Response:
 def refusal(status: HTTPStatus, message: str) -> tuple[HTTPStatus, bytes, Sequence[tuple[str, str]]]:
     """Return status, body and headers of an error that the worker answers with, since the application does not."""
     headers: Sequence[tuple[str, str]] = ()
-    if status is HTTPStatus.GATEWAY_TIMEOUT:  # TorchServe ends a worker that does not come back
+    if status is HTTPStatus.GATEWAY_TIMEOUT or message == GONE:  # it did not come back, or has ended
         status, message = HTTPStatus.INTERNAL_SERVER_ERROR, "Worker died."
         headers = [("x-request-id", new_id()), *_UNCACHED]
     kinds = (kind for kind, code in STATUSES.items() if code == status)

@@ -50,7 +50,7 @@ def json_of(row: Any) -> Any:
         content = row
     if isinstance(content, bytes | bytearray | str):
         try:
-            require_shallow(content.encode() if isinstance(content, str) else content)
+            require_shallow(content.encode() if isinstance(content, str) else bytes(content))
             content = json.loads(content)
         except (ValueError, InvalidInput):
             content = None
