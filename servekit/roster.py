@@ -80,8 +80,8 @@ class Roster:
 
     def _note_and_kill(self, pid: int, number: int) -> None:
         for worker in self._slots.values():
-            # What does not heed the signal to abort is killed; it has been counted by then as what it was.
-            if worker.pid == pid and not worker.aborted and number != signal.SIGABRT:
+            # Who is killed for not heeding the signal to abort was not told to stop.
+            if worker.pid == pid and not worker.aborted and number in (*_STOPS, signal.SIGKILL):
                 self._told.add(worker)
         self._kill(pid, number)
 

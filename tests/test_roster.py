@@ -25,7 +25,7 @@ class Master:
     def start(self, code: str = "import time; time.sleep(60)", max_requests: int = 0) -> SimpleNamespace:
         worker = Worker(pid=None, aborted=False, cfg=SimpleNamespace(max_requests=max_requests))
         self.roster.admit(worker)
-        worker.process = subprocess.Popen([sys.executable, "-c", LIMIT + code])
+        worker.process = subprocess.Popen([sys.executable, "-c", LIMIT + code], stdout=subprocess.PIPE)
         worker.pid = worker.process.pid
         return worker
 
@@ -38,7 +38,7 @@ class Master:
     def end(self, worker: SimpleNamespace) -> None:
         os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
         self.reap_workers()
-        worker.process.wait()
+        worker.process.communicate()
         self.roster.dismiss(worker)
 
 
@@ -85,7 +85,7 @@ def test_a_worker_that_ends_itself_says_why(master: Master) -> None:
             master.roster.begin(worker)
             say_why(reason)
             os._exit(1)
-        worker.process = SimpleNamespace(wait=lambda pid=worker.pid: os.waitpid(pid, 0))
+        worker.process = SimpleNamespace(communicate=lambda pid=worker.pid: os.waitpid(pid, 0))
         master.end(worker)
     master.end(master.start("pass"))  # of the same slot
     assert restarts() == {"stuck": 1, "memory": 1, "exit": 1}
@@ -111,6 +111,15 @@ def test_who_was_told_to_stop_is_no_restart(master: Master) -> None:
         master.kill_worker(worker.pid, number)
         master.end(worker)
     assert restarts() == {}
+
+
+def test_who_was_told_to_open_its_log_again_may_end_by_surprise(master: Master) -> None:
+    worker = master.start("import signal, time; signal.signal(signal.SIGUSR1, signal.SIG_IGN); print(flush=True); time.sleep(60)")
+    assert worker.process.stdout.readline()
+    master.kill_worker(worker.pid, signal.SIGUSR1)
+    worker.process.kill()
+    master.end(worker)
+    assert restarts() == {"killed": 1}
 
 
 def test_a_slot_is_free_again_when_its_worker_is_gone(master: Master) -> None:
