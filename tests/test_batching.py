@@ -149,4 +149,5 @@ def test_a_pass_that_never_comes_back_costs_one_worker_and_those_who_wait_for_it
         assert wait_for(lambda: len(set(server.workers()) & set(before)) == 1 and len(server.workers()) == 2)
         assert "Nothing has come back for" in server.text() and "in forward" in server.text()
         assert wait_for(lambda: "A new worker is ready" in server.text())
+        assert b'servekit_worker_restarts_total{reason="stuck"} 1.0' in server.get("/metrics")[2]
         assert server.post_form("/predict", "value=-5")[0] == 200

@@ -95,9 +95,8 @@ def test_counts_are_exact_and_files_bounded_however_often_workers_are_killed(tmp
     assert 3 * counted <= found[f"servekit_rows_total{version}"] <= 3 * (counted + 60)
     assert found[f"servekit_rows_total{version}"] / 3 % 1 == 0
     assert counted <= requests <= counted + 60
-    assert found[f"servekit_inference_duration_seconds_sum{version}"] == pytest.approx(
-        0.5 * found[f"servekit_inference_duration_seconds_count{version}"]
-    )
+    passes = found[f"servekit_inference_duration_seconds_count{version}"]
+    assert found[f"servekit_inference_duration_seconds_sum{version}"] == pytest.approx(0.5 * passes, abs=0.5 * 60)
     assert f"servekit_models_loaded{version}" not in found  # no worker lives
     assert not failures
     assert sizes[-1] == sizes[0]

@@ -11,6 +11,7 @@ from mmap import mmap
 from pathlib import Path
 from struct import Struct
 from threading import Lock
+from typing import Any
 
 from servekit.config import MULTIPROCESS_DIR
 from servekit.metrics.cells import reserved_file
@@ -35,48 +36,48 @@ class Statistics:
 class StatisticsMeter:
     """Counts what `Statistics` tells, in memory that all workers read; there is one a process and version.
 
-    Many sums are written at once: a value of Prometheus for each would cost a request four times as much.
+    A value of Prometheus for each sum would cost a request twice as much.
     """
 
     def __init__(self, model: str, version: str) -> None:
         self._lock = Lock()
         self._memory = _statistics_memory(model, version)
-        self._sums = Statistics(*_SUMS.unpack_from(self._memory))
+        self._numbers: Any = memoryview(self._memory).cast("d")
 
     def observe_request(self, input_seconds: float, output_seconds: float) -> None:
         """Count a request that was answered; reading it and writing its answer took so long."""
+        numbers = self._numbers
         with self._lock:
-            self._sums.requests += 1
-            self._sums.input += input_seconds
-            self._sums.output += output_seconds
-            self._write()
+            numbers[_REQUESTS] += 1.0
+            numbers[_INPUT] += input_seconds
+            numbers[_OUTPUT] += output_seconds
 
     def observe_failure(self, seconds: float) -> None:
         """Count a request that got no answer, after so many seconds."""
         with self._lock:
-            self._sums.failures += 1
-            self._sums.failed += seconds
-            self._write()
+            self._numbers[_FAILURES] += 1.0
+            self._numbers[_FAILED] += seconds
 
     def observe_pass(self, row_count: int, seconds: float, waits: Sequence[float]) -> None:
-        """Count a pass, whose requests had waited for `waits` seconds; the first of them to end writes it all down."""
-        place = _SUMS.size + _PASSES.size * min(row_count, _MOST_ROWS)
+        """Count a pass, whose requests had waited for `waits` seconds."""
+        numbers = self._numbers
+        place = _LAST + 1 + 2 * min(row_count, _MOST_ROWS)
         with self._lock:
-            passes, total = _PASSES.unpack_from(self._memory, place)
-            self._memory[place : place + _PASSES.size] = _PASSES.pack(passes + 1, total + seconds)
-            self._sums.waits += sum(waits)
-            self._sums.joined += seconds * (len(waits) - 1)
-            self._sums.last = time.time()
+            numbers[place] += 1.0
+            numbers[place + 1] += seconds
+            numbers[_WAITS] += sum(waits)
+            numbers[_JOINED] += seconds * (len(waits) - 1)
+            numbers[_LAST] = time.time()
 
-    def _write(self) -> None:
-        sums = self._sums
-        times = (sums.input, sums.output, sums.waits, sums.joined)
-        # At once: to pack into the memory writes zeros first, which others would read, and a kill would leave there.
-        self._memory[: _SUMS.size] = _SUMS.pack(sums.requests, *times, sums.failures, sums.failed, sums.last)
+    def content(self) -> bytes:
+        """Return what has been counted, as it stands in memory."""
+        return bytes(self._memory)
 
 
-_SUMS = Struct("<8d")  # the numbers of `Statistics`, in their order
-_PASSES = Struct("<2d")  # passes of so many rows, and their seconds
+# The numbers of `Statistics`, in their order.
+_REQUESTS, _INPUT, _OUTPUT, _WAITS, _JOINED, _FAILURES, _FAILED, _LAST = range(8)
+_SUMS = Struct("8d")
+_PASSES = Struct("2d")  # passes of so many rows, and their seconds
 _MOST_ROWS = 1024  # larger passes are counted as of so many
 _STATISTICS_SIZE = _SUMS.size + _PASSES.size * (_MOST_ROWS + 1)
 
@@ -88,7 +89,7 @@ def statistics(model: str, version: str) -> Statistics:
     if MULTIPROCESS_DIR in os.environ:
         contents = [Path(name).read_bytes() for name in glob(_statistics_file(model, version, "*"))]
     else:
-        contents = [bytes(statistics_meter(model, version)._memory)]
+        contents = [statistics_meter(model, version).content()]
     total = Statistics()
     for content in contents:
         if len(content) == _STATISTICS_SIZE:  # else it is just being made
