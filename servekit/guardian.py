@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, NoReturn
 
+from servekit.roster import say_why
+
 CHECKS = 20  # of the clock within the time that a turn may take
 TEXT_BYTES = 1 << 14  # of the answers, for all ports
 MOST_DESCRIPTORS = 1 << 16
@@ -109,6 +111,7 @@ class Guardian:
             began = self._turn[0]
             if not is_stuck and began and time.monotonic() - began > seconds:
                 is_stuck = True
+                say_why("stuck")
                 signal.pidfd_send_signal(watched, signal.SIGABRT)  # at which faulthandler says where it is
                 poll.poll(LAST_WORDS_SECONDS * 1000)
                 with contextlib.suppress(ProcessLookupError):
@@ -127,6 +130,8 @@ class Guardian:
             # One that has sent what the worker had not read waits, too; what comes amid an answer would be read as its rest.
             if waits_for == AN_ANSWER or waits_for == NOTHING and _discard(sock):
                 answered += _answer(sock, said[port_of(sock.getsockname())][is_stuck].encode())
+            with contextlib.suppress(OSError):  # now: who sends later, and before this process ends, would lose it
+                sock.shutdown(socket.SHUT_WR if waits_for == AN_ANSWER else socket.SHUT_RDWR)
         if answered:
             status = HTTPStatus.GATEWAY_TIMEOUT if is_stuck else HTTPStatus.SERVICE_UNAVAILABLE
             log.error("Worker %s has died; %d requests that it held were answered %d.", worker, answered, status)
@@ -182,11 +187,10 @@ def _discard(sock: socket.socket) -> int:
 
 
 def _answer(sock: socket.socket, answer: bytes) -> bool:
-    """Send a whole answer and say that it was the last; return False if the client has gone."""
+    """Send a whole answer, the last one; return False if the client has gone."""
     date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime()).encode()
     with contextlib.suppress(OSError):
         _discard(sock)
         sock.send(_DATE.sub(date, answer), socket.MSG_DONTWAIT)
-        sock.shutdown(socket.SHUT_WR)
         return True
     return False

@@ -58,6 +58,8 @@ def _load_network(folder: Path, spec: ModelSpec, device: str) -> torch.nn.Module
     except Exception as error:  # RuntimeError, but others too for a state dict with strange keys
         reason = textwrap.shorten(str(error), 300)
         raise ModelLoadError(f"{folder / WEIGHTS} does not fit the network {spec.network} ({reason}); {RETRAIN}.") from error
+    if any(weight.is_floating_point() and bool(torch.isnan(weight).any()) for weight in network.parameters()):
+        raise ModelLoadError(f"{folder / WEIGHTS} has weights that are not a number (NaN); {RETRAIN}.")
     try:
         network = network.to(device).eval().requires_grad_(False)
         return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
