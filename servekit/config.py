@@ -4,6 +4,7 @@ Standard library only: `gunicorn.conf.py` reads this module in the master proces
 threads.
 """
 
+import ctypes
 import dataclasses
 import difflib
 import hashlib
@@ -128,7 +129,17 @@ def seal_keys(environ: MutableMapping[str, str]) -> None:
     """Put digests in the place of the keys in `environ`, so that the code of models does not find them there."""
     for variable in (f"{PREFIX}{name.upper()}" for name in KEYS):
         if _KEY.fullmatch(environ.get(variable, "")):
+            if environ is os.environ:
+                _blot(variable)
             environ[variable] = sealed(environ[variable], variable)
+
+
+def _blot(variable: str) -> None:
+    """Overwrite the value of a variable where the process got it: /proc/<pid>/environ shows that place for ever."""
+    getenv = ctypes.CDLL(None).getenv
+    getenv.argtypes, getenv.restype = [ctypes.c_char_p], ctypes.c_void_p
+    if place := getenv(variable.encode()):
+        ctypes.memset(place, ord("*"), len(ctypes.string_at(place)))
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], prefix: str = "") -> str:

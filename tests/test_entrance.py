@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -132,7 +133,9 @@ def test_a_rate_is_shared_by_the_workers_and_no_log_holds_a_key(store: Path, tmp
     said = ("--access-logformat", "%({authorization}i)s|%({http_authorization}e)s|%(r)s", "--log-level", "debug")
     variables = {"SERVEKIT_INFERENCE_KEY": KEY, "SERVEKIT_MANAGEMENT_KEY": OWNER, "SERVEKIT_RATE_LIMIT": "20/hour"}
     with running(tmp_path / "log", *said, SERVEKIT_MODEL_STORE=str(store), WEB_CONCURRENCY="2", **variables) as server:
-        workers = set()
+        for pid in [server.process.pid, *server.workers()]:
+            environ = Path(f"/proc/{pid}/environ").read_bytes()
+            assert b"SERVEKIT_INFERENCE_KEY=*****" in environ and not {KEY, OWNER} & set(re.split("[=\0]", environ.decode()))
         with contextlib.ExitStack() as stack:  # connections that are open together are shared out
             connections = [stack.enter_context(contextlib.closing(server.connect())) for _ in range(30)]
             answers = [send(each, "GET", "/v2", headers={"Authorization": f"Bearer {KEY}"}) for each in connections]
