@@ -17,6 +17,7 @@ from servekit.app import create_app
 from servekit.config import Settings
 from servekit.ext import repository_of
 from servekit.repository import Repository
+from tests import triton_models
 from tests.handler_archives import write as write_modules
 
 ANY, OWNER = "any-key-of-a-client", "the-key-of-the-owner"
@@ -245,6 +246,29 @@ def test_default_models_are_those_that_the_key_sees(limited: Flask, store: Path,
         assert ask(app, "POST", "/invocations", ANY, **body).status_code == status
         target = {"X-Amzn-SageMaker-Target-Model": "mnist"}
         assert ask(app, "POST", "/invocations", ANY, headers=target, **body).status_code == 403
+
+
+CHAIN = """
+name: "chain" platform: "ensemble" max_batch_size: 8
+input [ { name: "x" data_type: TYPE_FP32 dims: [ 4 ] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [ 4 ] } ]
+ensemble_scheduling { step [ { model_name: "neg" model_version: -1
+    input_map { key: "x" value: "x" } output_map { key: "y" value: "y" } } ] }
+"""
+
+
+def test_a_key_of_an_ensemble_asks_its_members_through_it_only(tmp_path: Path) -> None:
+    triton_models.write(tmp_path / "store", "neg", onnx=triton_models.unary())
+    triton_models.write(tmp_path / "store", "chain", CHAIN)
+    path = tmp_path / "keys.json"
+    path.touch(0o600)
+    path.write_text(json.dumps({"keys": [{"name": "chain", "key": ANY, "models": ["chain"]}]}))
+    app = create_app(Settings(model_store=tmp_path / "store", keys=str(path)))
+    row = [1.0, 2.0, 3.0, 4.0]
+    sent = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": row}]}
+    answer = ask(app, "POST", "/v2/models/chain/infer", ANY, json=sent)
+    assert answer.json["outputs"][0]["data"] == [-each for each in row]
+    assert ask(app, "POST", "/v2/models/neg/infer", ANY, json=sent).status_code == 403
 
 
 def test_a_key_of_metrics_reads_them_and_nothing_else(limited: Flask) -> None:
