@@ -6,9 +6,10 @@ The master imports this module, so it loads nothing that starts threads.
 import atexit
 import dataclasses
 import datetime
+import fcntl
 import logging
 import math
-import multiprocessing
+import mmap
 import os
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from servekit.stores import entries_of
 
 SLOTS_PER_WORKER = 3  # those that start while others stop, and some to spare
 NO_EXIT_STATUS = -1
+_READY, _REFUSED = 0, 1  # places of the counts that workers share while they start
 RESPAWN_PAUSE_SECONDS = 2.0  # between two tries of a worker that cannot load its models while others serve
 RELOAD_PATIENCE_SECONDS = 5.0  # with a change of the models that is under way, which may need the master meanwhile
 TRIAL_SECONDS = 300.0  # for the models of a reload to load; the master does nothing else meanwhile
@@ -139,26 +141,29 @@ class StartupState:
     """What the workers of one master tell one another about the start, in memory that they share."""
 
     def __init__(self, workers: int) -> None:
-        context = multiprocessing.get_context("fork")
         self.workers = workers
-        self._ready = context.Value("i", 0)
-        self._refused = context.Value("i", 0)
+        self._counts = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
+        self._lock = tempfile.TemporaryFile()  # empty: a lock of multiprocessing needs room in /dev/shm
 
     def add_ready(self) -> bool:
         """Note that a worker is ready; return True for the one that completes the start."""
-        with self._ready:
-            self._ready.value += 1
-            return bool(self._ready.value == self.workers)
+        return self._count(_READY) == self.workers
 
     def has_started(self) -> bool:
         """Return True once all workers have been ready."""
-        return bool(self._ready.value >= self.workers)
+        return self._counts[_READY] >= self.workers
 
     def claim_refusal(self) -> bool:
         """Return True for the one worker that is to say why the server cannot start."""
-        with self._refused:
-            self._refused.value += 1
-            return bool(self._refused.value == 1)
+        return self._count(_REFUSED) == 1
+
+    def _count(self, number: int) -> int:
+        fcntl.lockf(self._lock, fcntl.LOCK_EX)
+        try:
+            self._counts[number] += 1
+            return self._counts[number]
+        finally:
+            fcntl.lockf(self._lock, fcntl.LOCK_UN)
 
 
 _startup: StartupState | None = None  # made by the master before it forks; None outside Gunicorn
