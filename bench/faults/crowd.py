@@ -17,7 +17,7 @@ from bench.faults.fault import NotMeasured
 HOST = "127.0.0.1"
 DRIP_SECONDS = 0.5  # between two bytes of a client that drips
 ARRIVAL_SECONDS = 0.005  # between two of them: what is measured is that they are slow, and not that they come at once
-READ_BYTES = 1000  # at a time of one that reads slowly
+READ_BYTES = 1  # at a time of one that reads slowly: never all that an answer lacks
 SMALL_BUFFER = 4096  # of a slow reader: its system takes no more for it
 SMALL_SEGMENT = 500  # bytes; the server's system then takes little for it, too
 
@@ -36,7 +36,7 @@ BODY_DRIP = Manners(b"POST /linear/predict HTTP/1.1\r\nHost: x\r\nContent-Length
 CHUNK_DRIP = Manners(
     b"POST /linear/predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n1\r\nb\r\n"
 )
-SLOW_READ = Manners(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 8, reads_slowly=True)
+SLOW_READ = Manners(b"GET /docs/swagger-ui.css HTTP/1.1\r\nHost: x\r\n\r\n" * 2, reads_slowly=True)
 IDLE = Manners(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
 LATER_DRIP = Manners(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\nG")  # one byte of the next request
 
@@ -64,8 +64,12 @@ class _Client:
             except ConnectionError:
                 ended = True
             if ended:
-                self.closed = time.monotonic()
-                self.socket.close()
+                self.close()
+
+    def close(self) -> None:
+        """Note that the server has closed the connection, though not all that it sent may have been read."""
+        self.closed = time.monotonic()
+        self.socket.close()
 
     def drip(self) -> None:
         """Send the next byte."""
@@ -92,7 +96,9 @@ def _live(port: int, crowd: Sequence[Manners], seconds: float, pipe: Connection)
     line = deque(by_number)  # whose turn it is to drip; evenly over the time
     due = time.monotonic()
     while by_number and (now := time.monotonic()) < until and not pipe.poll():
-        for number, _ in poll.poll(max(0.0, min(due, until) - now) * 1000):
+        for number, events in poll.poll(max(0.0, min(due, until) - now) * 1000):
+            if events & (select.POLLHUP | select.POLLERR):
+                by_number[number].close()
             _look(by_number, poll, number)
         if time.monotonic() >= due:
             due += DRIP_SECONDS / len(clients)
@@ -105,7 +111,8 @@ def _live(port: int, crowd: Sequence[Manners], seconds: float, pipe: Connection)
 
 
 def _look(by_number: dict[int, _Client], poll: select.poll, number: int) -> None:
-    by_number[number].look()
+    if not by_number[number].closed:
+        by_number[number].look()
     if by_number[number].closed:
         poll.unregister(number)
         del by_number[number]
