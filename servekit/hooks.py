@@ -13,6 +13,7 @@ import mmap
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Any, NoReturn, cast
 
