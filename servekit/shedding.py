@@ -16,7 +16,7 @@ MAX_DOORS = 64  # remembered at a time; clients may send requests of as many kin
 
 # What an answer to a refused request can depend on, beside the body; a content type without its parameters.
 _KEYS = (
-    *("SERVER_PORT", "REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "HTTP_ACCEPT", "HTTP_AUTHORIZATION", "HTTP_ORIGIN"),
+    *("SERVER_PORT", "REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "HTTP_ACCEPT", "HTTP_HOST", "HTTP_ORIGIN"),
     "HTTP_X_AMZN_SAGEMAKER_TARGET_MODEL",
 )
 _RETRY_AFTER = "Retry-After"
@@ -45,17 +45,26 @@ class Shedding:
 
     def __init__(self, app: WSGIApplication) -> None:
         self._app = app
-        self._doors: dict[tuple[str, ...], Door] = {}
+        self._doors: dict[tuple[object, ...], Door] = {}
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer as the application does, or would."""
+        if CROWDED not in environ:
+            return self._answer(environ, start_response)
+        token = crowded.set(True)
+        try:
+            return self._answer(environ, start_response)
+        finally:
+            crowded.reset(token)
+
+    def _answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         refused_by.set(None)
-        crowded.set(CROWDED in environ)
-        if self._doors and (door := self._doors.get(_key(environ))) is not None:
+        authorization = environ.get("HTTP_AUTHORIZATION", "")  # which the application takes out
+        if self._doors and (door := self._doors.get(_key(environ, authorization))) is not None:
             return self._at(door, environ, start_response)
         pieces = self._app(environ, start_response)
         if (line := refused_by.get()) is not None:
-            self._remember(environ, line)
+            self._remember(_key(environ, authorization), line)
         return pieces
 
     def _at(self, door: Door, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -77,12 +86,12 @@ class Shedding:
             door.note((told[0], told[1], list(pieces)), told[2])
         return pieces
 
-    def _remember(self, environ: WSGIEnvironment, line: Line) -> None:
+    def _remember(self, key: tuple[object, ...], line: Line) -> None:
         if len(self._doors) >= MAX_DOORS:
             self._doors.clear()
-        self._doors[_key(environ)] = Door(line)
+        self._doors[key] = Door(line)
 
 
-def _key(environ: WSGIEnvironment) -> tuple[str, ...]:
+def _key(environ: WSGIEnvironment, authorization: str) -> tuple[object, ...]:
     kind = environ.get("CONTENT_TYPE", "").partition(";")[0]
-    return (kind, *[environ.get(name, "") for name in _KEYS])
+    return (kind, hash(authorization), *[environ.get(name, "") for name in _KEYS])  # a key of a client is not kept
