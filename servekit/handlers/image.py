@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, ImageStat
+from PIL import ExifTags, Image, ImageOps, ImageStat, PngImagePlugin
 
 from servekit.errors import InputTooLarge, InvalidInput
 from servekit.handlers.base import Handler
@@ -22,6 +22,8 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 FORMATS = ("PNG", "JPEG")
 MAX_PIXELS = 4_000_000  # a tiny file may declare a huge picture; a decoder that believes it takes all memory
+
+PngImagePlugin.MAX_TEXT_MEMORY = 2**22  # bytes of a file's texts, of which a camera's are read; Pillow keeps 64 MiB
 
 IMAGE = "image"  # what clients call the input
 
