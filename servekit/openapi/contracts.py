@@ -211,11 +211,14 @@ OF_DEFAULT = ("sagemaker.", "vertex.", "azure.", "mlflow.")
 
 _STATUS_AND_SENTENCE = {"code": WHOLE, "message": TEXT}
 ERROR = members(error=TEXT)
+_CONTAINER_ERROR = members(error=TEXT, code=WHOLE)
+_MODEL_ERROR = members(Message=TEXT, OriginalMessage=TEXT, OriginalStatusCode=WHOLE, LogStreamArn=TEXT)  # around it, of an endpoint
+_MLFLOW_ERROR = members(error_code=TEXT, message=TEXT)  # where that is the platform
 ERRORS: Mapping[str, Schema] = {
     "predictions": members(type=TEXT, **_STATUS_AND_SENTENCE),
-    "sagemaker": members(error=TEXT, code=WHOLE),
-    "sagemaker_multi_model": members(error=TEXT, code=WHOLE),
-    "mlflow": members(error_code=TEXT, message=TEXT),
+    "sagemaker": any_of([_CONTAINER_ERROR, _MODEL_ERROR, _MLFLOW_ERROR]),
+    "sagemaker_multi_model": _CONTAINER_ERROR,
+    "mlflow": _MLFLOW_ERROR,
     "vertex": members(error=members(status=TEXT, **_STATUS_AND_SENTENCE)),
     "azure": members(message=TEXT),
 }
