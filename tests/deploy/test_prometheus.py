@@ -45,6 +45,7 @@ KEYS = {"clients": "the-key-of-those-who-ask", "prometheus": "the-key-of-the-one
 WAYS = {"instance": ".*", "model": ".*", "__rate_interval": "1m"}
 ASKING_SECONDS = 12.0  # several scrapes, since a rate needs two
 KILLS = 5
+SCRAPE_SECONDS = 2.5  # for a scrape, which comes every second, to be seen
 
 
 def tool(name: str) -> str:
@@ -131,7 +132,9 @@ def provoke(server: Server, store: Path) -> set[int]:
             quick += [pool.submit(ask, server, "linear", key=key) for key in ("", "an-invented-key", KEYS["prometheus"])]
             quick += [pool.submit(ask, server, "linear", "a word")]
             statuses |= {each.result() for each in quick}
-            slow = [pool.submit(ask, server, "slow") for _ in range(30)]  # more than fit, and too slow for some
+            slow = [pool.submit(ask, server, "slow") for _ in range(4)]
+            time.sleep(0.1)  # the passes of those have begun, and take longer than anybody may wait
+            slow += [pool.submit(ask, server, "slow") for _ in range(26)]  # some wait for too long, for others is no room
             statuses |= {each.result() for each in slow}
             if kills and len(pids := server.workers()) == 2:
                 os.kill(pids[0], signal.SIGKILL)
@@ -163,8 +166,9 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Prometheus
             is_scraped = wait_for(lambda: prometheus.values('up{job="servekit"}') == [1.0], process)
             assert is_scraped, (folder / "prometheus.log").read_text()
             statuses = provoke(server, store)
+            time.sleep(SCRAPE_SECONDS)  # that a worker is gone is known then
             assert wait_for(lambda: prometheus.values("servekit_workers") == [2.0]), server.text()
-            time.sleep(2.0)  # for the rules
+            time.sleep(SCRAPE_SECONDS)  # for the rules
             yield prometheus, statuses
         finally:
             process.terminate()
