@@ -29,6 +29,7 @@ from tests.versions import edit, write_regressor
 GUNICORN: dict[str, Any] = {
     **dict.fromkeys(gunicorn_settings.NAMES, 0),
     **{"bind": ["127.0.0.1:5001"], "workers": 4, "worker_class": "servekit.worker.Worker", "timeout": 30, "preload_app": False},
+    "speaks": True,
     **{"graceful_timeout": 25, "keepalive": 75, "worker_connections": 1000, "backlog": 2048, "accesslog": "-", "errorlog": "-"},
     "origins": dict.fromkeys(gunicorn_settings.NAMES, "servekit"),
 }
@@ -162,6 +163,7 @@ def test_good_settings_of_gunicorn_need_no_word() -> None:
         ({"workers": 1}, Weight.CONSIDER, "3 of 4 usable cores have no worker"),
         ({"workers": 0}, Weight.STOPS, "at least one worker"),
         ({"preload_app": True}, Weight.STOPS, "preload_app cannot be used"),
+        ({"speaks": False}, Weight.STOPS, "neither TLS nor the proxy protocol"),
         ({"worker_class": "sync"}, Weight.CHANGE, "sync shares no forward passes"),
         ({"timeout": 0}, Weight.CHANGE, "never replaced"),
         ({"graceful_timeout": 90}, Weight.CONSIDER, "terminationGracePeriodSeconds"),
@@ -374,6 +376,14 @@ def test_a_folder_of_logs_that_is_not_there_stops_the_start(tmp_path: Path) -> N
     assert "errorlog" not in said(section)
 
 
+def test_a_folder_of_metrics_that_cannot_be_one_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder, is_refused in (("file", True), ("file/below", True), ("new/below", False)):
+        section = of_limits(tmp_path, environ={"PROMETHEUS_MULTIPROC_DIR": str(tmp_path / folder)})
+        assert ("cannot be used as a folder" in said(section, Weight.STOPS)) is is_refused
+    assert not (tmp_path / "new").exists()
+
+
 def test_few_processes_and_a_short_queue_are_named(tmp_path: Path) -> None:
     files(tmp_path, proc__self__cgroup="0::/", sys__fs__cgroup__pids_DOT_max=100, sys__fs__cgroup__pids_DOT_current=60)
     section = of_limits(files(tmp_path, proc__sys__net__core__somaxconn=128))
@@ -499,3 +509,27 @@ def test_the_flags_are_told(capsys: Any) -> None:
     with pytest.raises(SystemExit):
         main(["doctor", "--help"])
     assert "--json" in capsys.readouterr().out
+
+
+REFUSED = {
+    "an unknown setting": {"SERVEKIT_MODEL_STOR": "x"},
+    "an engine that the model has no file for": {"SERVEKIT_ENGINE": "onnx"},
+    "an address for strangers": {"GUNICORN_CMD_ARGS": "--bind 0.0.0.0:0"},
+    "workers that are no number": {"WEB_CONCURRENCY": "some"},
+    "TLS": {"GUNICORN_CMD_ARGS": "--bind 127.0.0.1:0 --certfile c.pem"},
+    "a worker class that is none": {"GUNICORN_CMD_ARGS": "--bind 127.0.0.1:0 --worker-class tests.none.Such"},
+    "metrics without a folder": {"PROMETHEUS_MULTIPROC_DIR": "/proc/1/no"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variables", REFUSED.values(), ids=REFUSED)
+def test_what_the_doctor_says_would_not_start_does_not(tmp_path: Path, variables: dict[str, str]) -> None:
+    write_regressor(tmp_path / "model_store", networks.Double())
+    (tmp_path / "c.pem").touch()
+    ended = doctor(tmp_path, **variables)
+    assert (ended.returncode, ended.stderr) == (1, ""), ended.stdout
+    assert "1. stops the start: " in ended.stdout
+    given = environment(PYTHONPATH=str(ROOT), GUNICORN_CMD_ARGS="--bind 127.0.0.1:0") | variables
+    start = subprocess.run([sys.executable, "-m", "servekit", "serve"], cwd=tmp_path, env=given, capture_output=True, timeout=60)
+    assert start.returncode != 0

@@ -11,7 +11,6 @@ from servekit.cli.doctor import gunicorn_settings, settings, store
 from servekit.cli.doctor.limits import limits
 from servekit.cli.doctor.machine import machine, memory
 from servekit.cli.doctor.packages import packages
-from servekit.cli.doctor.ports import ports
 from servekit.cli.doctor.report import Section, as_json, as_text, would_start
 from servekit.config import PREFIX, usable_cores, visible_gpus
 from servekit.state import is_served
@@ -22,6 +21,7 @@ _ROOT = Path("/")
 def doctor(model_store: Path | None, is_json: bool) -> int:
     """Print the report on a start in this folder, over `model_store` if it is given; return 1 if there would be none."""
     environ = dict(os.environ)
+    os.environ.pop("WEB_CONCURRENCY", None)  # when Gunicorn is imported it prints a traceback for one that is no number
     if model_store is not None:
         environ[f"{PREFIX}MODEL_STORE"] = str(model_store)
     sections = examine(environ, Path.cwd(), _ROOT, resource.getrlimit(resource.RLIMIT_NOFILE))
@@ -34,6 +34,8 @@ def examine(environ: Mapping[str, str], folder: Path, root: Path, descriptors: t
 
     `root` is where /proc, /sys and /dev are looked for, `descriptors` the soft and hard limit of open files.
     """
+    from servekit.cli.doctor.ports import ports  # it imports Gunicorn
+
     cores, (_, free, _) = usable_cores(root), memory(root)
     gunicorn = gunicorn_settings.read(environ, folder)
     configured = gunicorn.get("variables", {})

@@ -19,7 +19,7 @@ from servekit.platforms import positive
 NAMES = (
     *("bind", "workers", "worker_class", "threads", "timeout", "graceful_timeout", "keepalive", "worker_connections"),
     *("backlog", "max_requests", "max_requests_jitter", "preload_app", "reuse_port", "worker_tmp_dir", "chdir"),
-    *("accesslog", "errorlog", "forwarded_allow_ips"),
+    *("accesslog", "errorlog", "forwarded_allow_ips", "certfile", "proxy_protocol"),
 )
 _MARK = "servekit-doctor:"  # before the line that counts: a gunicorn.conf.py may print others
 _SECONDS = 60.0
@@ -60,6 +60,11 @@ def section_of(found: Mapping[str, Any], cores: int) -> Section:
         section.add(name, found[name], _text(found[name]), found["origins"][name])
     _workers(section, found, cores)
     _times(section, found)
+    if not found["speaks"]:
+        section.stops(
+            "servekit's worker class speaks neither TLS nor the proxy protocol; use --worker-class gthread, or put a proxy in "
+            "front."
+        )
     if found["preload_app"]:
         section.stops("preload_app cannot be used, since each worker loads its own models; leave it off.")
     if found["max_requests"] and not found["max_requests_jitter"]:
@@ -118,6 +123,10 @@ def _main() -> None:
     values = {name: cfg.settings[name].value for name in NAMES}
     origins = {name: "GUNICORN_CMD_ARGS" if given.get(name) is not None else _origin(name, values[name]) for name in NAMES}
     values["worker_class"] = cfg.worker_class_str
+    try:
+        values["speaks"] = not hasattr(cfg.worker_class, "leaves") or not (cfg.is_ssl or cfg.proxy_protocol != "off")
+    except RuntimeError as error:
+        sys.exit(f"{str(error).partition(': ')[0]}, of the setting worker_class")
     told = {**values, "address": cfg.address, "origins": origins, "variables": _variables(before, {**os.environ, **cfg.env})}
     print(_MARK + json.dumps(told, default=str))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from servekit.cli.doctor.cgroup import limit_of, number_in
 from servekit.cli.doctor.report import Section, size
-from servekit.config import Settings
+from servekit.config import MULTIPROCESS_DIR, Settings
 
 OWN_DESCRIPTORS = 100  # of a worker, besides clients' connections: its log, loop, metrics, libraries' files
 SHM_BYTES = 16 * 2**20  # for heartbeats and metrics: some hundred kilobytes a worker, more with many models
@@ -37,6 +37,7 @@ def limits(
     section = Section("Limits")
     _descriptors(section, gunicorn.get("worker_connections", 1000), descriptors)
     _shared_memory(section, root, usage)
+    _metrics_folder(section, environ)
     _disks(section, settings, gunicorn, usage)
     _processes(section, gunicorn.get("workers", 1), root)
     _queue(section, gunicorn.get("backlog", 2048), root)
@@ -71,6 +72,18 @@ def _shared_memory(section: Section, root: Path, usage: Usage) -> None:
     section.add("/dev/shm free", free, size(free))
     if free < SHM_BYTES:
         section.change(f"/dev/shm has {size(free)} left for heartbeats and metrics; free some, or make it larger (--shm-size).")
+
+
+def _metrics_folder(section: Section, environ: Mapping[str, str]) -> None:
+    """Look at the folder that the user names for metrics, which the start makes and empties."""
+    given = environ.get(MULTIPROCESS_DIR)
+    if not given:
+        return
+    folder = Path(given)
+    existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    section.add("folder of the metrics", given, origin=MULTIPROCESS_DIR)
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        section.stops(f"{MULTIPROCESS_DIR}={given} cannot be used as a folder; name one that can be written, or unset it.")
 
 
 def _disks(section: Section, settings: Settings, gunicorn: Mapping[str, Any], usage: Usage) -> None:

@@ -99,6 +99,8 @@ def _main() -> None:
 
     settings = Settings.from_environ(os.environ)
     try:
+        if settings.tracing:
+            import servekit.tracing  # noqa: F401 - whose packages are an extra
         entries = entries_of(settings)
     except ServekitError as error:
         _tell({"error": str(error)})
