@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from servekit.cli import main
-from servekit.cli.doctor import gunicorn_settings, settings, store
+from servekit.cli.doctor import gunicorn_settings, settings, store, without_keys
 from servekit.cli.doctor.limits import limits
 from servekit.cli.doctor.machine import machine, memory
 from servekit.cli.doctor.packages import packages
@@ -136,6 +136,11 @@ def test_what_may_hold_a_key_is_not_shown() -> None:
     shown = json.dumps(as_json([section])) + as_text([section])
     assert wrong == [] and secret not in shown and "sha256:" not in shown
     assert section.facts["inference_key"].text == section.facts["torchserve"].text == settings.MASK
+
+
+def test_a_key_in_the_command_of_another_process_is_not_shown() -> None:
+    command = "process 7 (gunicorn --env SERVEKIT_MANAGEMENT_KEY=hush-hush --bind :1)"
+    assert without_keys(command) == "process 7 (gunicorn --env SERVEKIT_MANAGEMENT_KEY=set, not shown --bind :1)"
 
 
 def test_a_key_that_cannot_be_used_is_refused_without_showing_it() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import resource
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from servekit.config import PREFIX, usable_cores, visible_gpus
 from servekit.state import is_served
 
 _ROOT = Path("/")
+_KEY = re.compile(rf"({PREFIX}\w*KEY=)[^\s\"',)]+")
 
 
 def doctor(model_store: Path | None, is_json: bool) -> int:
@@ -25,8 +27,13 @@ def doctor(model_store: Path | None, is_json: bool) -> int:
     if model_store is not None:
         environ[f"{PREFIX}MODEL_STORE"] = str(model_store)
     sections = examine(environ, Path.cwd(), _ROOT, resource.getrlimit(resource.RLIMIT_NOFILE))
-    print(json.dumps(as_json(sections), indent=2) if is_json else as_text(sections))
+    print(without_keys(json.dumps(as_json(sections), indent=2) if is_json else as_text(sections)))
     return 0 if would_start(sections) else 1
+
+
+def without_keys(text: str) -> str:
+    """Return `text` without the values of variables that hold a key: the command of a process may set them."""
+    return _KEY.sub(rf"\1{settings.MASK}", text)
 
 
 def examine(environ: Mapping[str, str], folder: Path, root: Path, descriptors: tuple[int, int]) -> list[Section]:
