@@ -26,8 +26,8 @@ from servekit.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
-from servekit.lean import PlainResponse
 from servekit.guardian import GONE
+from servekit.lean import PlainResponse
 from servekit.logs import request_id, tell_failure
 from servekit.middleware import new_id
 from servekit.payload import FORM, MAX_PARTS, MULTIPART, split_uploads
