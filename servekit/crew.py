@@ -49,7 +49,7 @@ def hand_over(server: Arbiter, state: State, why_not: Callable[[], str]) -> None
     start at a time, so that those who serve meanwhile keep cores and memory, and the master goes on. A reload that
     follows before the last one is done makes what has started out of date, too.
     """
-    reload, manage, spawn = server.reload, server.manage_workers, server.spawn_worker
+    reload, manage, spawn = server.reload, server.manage_workers, _spawn_if_possible(server)
     last_old = 0  # the age of the youngest worker that is to be replaced
 
     def replace_some() -> None:
@@ -83,8 +83,21 @@ def hand_over(server: Arbiter, state: State, why_not: Callable[[], str]) -> None
         last_old = server.worker_age
         replace_some()
 
-    server.manage_workers = replace_some
-    server.reload = reload_if_servable
+    server.spawn_worker, server.manage_workers, server.reload = spawn, replace_some, reload_if_servable
+
+
+def _spawn_if_possible(server: Arbiter) -> Callable[[], Any]:
+    """Return what starts a worker of `server`, or says why it cannot: the master would end of it, and all workers with it."""
+    spawn = server.spawn_worker
+
+    def spawn_if_possible() -> Any:
+        try:
+            return spawn()
+        except OSError as error:  # no memory, process, descriptor or room for its heartbeat is left
+            log.error("A worker cannot be started for now: %s.", error.strerror)
+            return None
+
+    return spawn_if_possible
 
 
 def _nothing() -> None:

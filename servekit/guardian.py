@@ -27,6 +27,7 @@ CHECKS = 20  # of the clock within the time that a turn may take
 TEXT_BYTES = 1 << 14  # of the answers, for all ports
 MOST_DESCRIPTORS = 1 << 16
 LAST_WORDS_SECONDS = 0.2
+SAY_WHERE = signal.SIGXCPU  # makes faulthandler, which needs no interpreter, print the stack
 LONGEST_SLEEP_SECONDS = 60.0
 
 # What the client of a connection waits for.
@@ -112,7 +113,7 @@ class Guardian:
             if not is_stuck and began and time.monotonic() - began > seconds:
                 is_stuck = True
                 say_why("stuck")
-                signal.pidfd_send_signal(watched, signal.SIGABRT)  # at which faulthandler says where it is
+                signal.pidfd_send_signal(watched, SAY_WHERE)
                 poll.poll(LAST_WORDS_SECONDS * 1000)
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(watched, signal.SIGKILL)

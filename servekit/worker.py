@@ -31,7 +31,7 @@ from servekit.config import ARRIVED, CROWDED, Settings
 from servekit.connection import ClientGone, Connection, Phase
 from servekit.descriptors import Shortage, is_shortage, room_for
 from servekit.gateway import Gateway, Response, refusal
-from servekit.guardian import AN_ANSWER, NOTHING, STUCK, THE_REST, Guardian
+from servekit.guardian import AN_ANSWER, NOTHING, SAY_WHERE, STUCK, THE_REST, Guardian
 from servekit.hooks import worker_stops
 from servekit.http1 import Limits, Refused, Request
 from servekit.memory import return_freed_memory
@@ -83,7 +83,8 @@ class Worker(base.Worker):
         settings, cfg = Settings.from_environ(os.environ), self.cfg
         patience = max(cfg.timeout - 2 * TICK_SECONDS, cfg.timeout / 2)
         self.stuck_seconds = STUCK_SHARE * patience if cfg.timeout else float("inf")
-        faulthandler.enable(all_threads=False)  # a crash says where
+        faulthandler.enable(all_threads=False)  # a crash says where; so does what holds the interpreter, if it is asked
+        faulthandler.register(SAY_WHERE, all_threads=False)
         self.guardian = Guardian()  # now: there are no threads yet
         self.guardian.start(self.sockets, (self.stuck_seconds + cfg.timeout) / 2)
         limits = Limits(
@@ -300,6 +301,8 @@ class Worker(base.Worker):
         connection.request = getcurrent()
         try:
             self._answer(connection, request, arrived, is_crowded)
+        except SystemExit:  # this process ends, and its guardian answers
+            raise
         except BaseException:  # a connection without a request that answers it would stay for ever
             self.clients.drop(connection)
             raise

@@ -1,9 +1,11 @@
 """A plain WSGI application that shows what a worker class makes of HTTP: no Flask, no models."""
 
+import ctypes
 import hashlib
 import io
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -190,6 +192,16 @@ def hang(environ: Environ, start_response: StartResponse) -> list[bytes]:
             time.sleep(60)
 
 
+def die(environ: Environ, start_response: StartResponse) -> list[bytes]:
+    """End the process as ?crash, ?kill or ?gil says: the last by never letting go of the interpreter."""
+    while environ["QUERY_STRING"] == "gil":
+        ctypes.PyDLL(None).sleep(60)
+    if environ["QUERY_STRING"] == "crash":
+        ctypes.string_at(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+    return []
+
+
 def checked(environ: Environ, start_response: StartResponse) -> list[bytes]:
     """Read all and answer in a way that the validator of the standard library finds right."""
     body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
@@ -232,5 +244,6 @@ ROUTES: dict[str, Callable[[Environ, StartResponse], Iterable[bytes]]] = {
     "/big": big,
     "/busy": busy,
     "/hang": hang,
+    "/die": die,
     "/checked": validator(checked),
 }

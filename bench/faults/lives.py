@@ -43,12 +43,13 @@ def kill() -> Outcome:
     normal = ledger.p(99, began + 1, kills[0]["at"])
     after = [ledger.p(99, each["at"] + BACK_SECONDS, each["at"] + KILL_PAUSE_SECONDS) for each in kills]
     back = [_back_after(ledger, each["at"], normal) for each in kills]
-    lost = ledger.failed()
+    lost, silent = ledger.failed(), ledger.lost()
     beyond = [each for each in lost if not _was_held(each, kills)]
     is_reached = not beyond and not ledger.wrong() and max(back) <= BACK_SECONDS and restarts == KILLS
     return Outcome(
-        f"{len(lost)} of {len(ledger.sent)} lost, {len(beyond)} of them not held by a killed worker; "
-        f"{len(ledger.wrong())} wrong answers; p99 {normal:.1f} ms before, normal again after at most {max(back):.1f} s",
+        f"{len(lost)} of {len(ledger.sent)} lost ({len(lost) - len(silent)} answered 503, {len(silent)} not at all), "
+        f"{len(beyond)} of them not held by a killed worker; {len(ledger.wrong())} wrong answers; "
+        f"p99 {normal:.1f} ms before, normal again after at most {max(back):.1f} s",
         is_reached,
         {"requests": ledger.statuses(), "p99_before_ms": normal, "p99_after_ms": after, "back_seconds": back,
          "held": [len(each["held"]) for each in kills], "lost_not_held": len(beyond), "restarts": restarts},
@@ -65,10 +66,10 @@ def _was_held(request: Sent, kills: list[dict[str, Any]]) -> bool:
 
 
 def _back_after(ledger: Ledger, at: float, normal: float) -> float:
-    """Return how many seconds after `at` no more than one in a hundred requests, each half second, was slow."""
+    """Return how many seconds after `at` the latencies of two seconds are normal again."""
     limit = max(NORMAL_FACTOR * normal, normal + NORMAL_MS)
-    slow = [start for start in (at + 0.5 * step for step in range(18)) if ledger.p(99, start, start + 0.5) > limit]
-    return round(max(slow, default=at - 0.5) + 0.5 - at, 1)
+    starts = (0.25 * step for step in range(int(4 * (KILL_PAUSE_SECONDS - BACK_SECONDS))))
+    return next((start for start in starts if ledger.p(99, at + start, at + start + BACK_SECONDS) <= limit), KILL_PAUSE_SECONDS)
 
 
 # A server told to stop.
