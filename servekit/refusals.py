@@ -20,9 +20,17 @@ log = logging.getLogger(__name__)
 class Refusals:
     """Notes the refusals of one worker."""
 
-    def __init__(self, observe: Callable[[int], None], clock: Callable[[], float] = time.monotonic) -> None:
-        """`observe` counts a status in the metrics; `clock` gives seconds."""
+    def __init__(
+        self,
+        observe: Callable[[int], None],
+        observe_shed: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`observe` counts a status in the metrics, `observe_shed` why one was refused for want of room; `clock` gives
+        seconds.
+        """
         self._observe = observe
+        self._observe_shed = observe_shed
         self._clock = clock
         self._began = -1.0  # the second that is counted
         self._lines = self._unsaid = 0
@@ -30,6 +38,8 @@ class Refusals:
     def note(self, status: HTTPStatus, message: str, client: str) -> str:
         """Count a refusal and write its line, if the second has room for it; return the id of the request."""
         self._observe(status)
+        if status is HTTPStatus.SERVICE_UNAVAILABLE:  # which has this one reason here
+            self._observe_shed("bodies")
         self.flush()
         identity = new_id()
         if self._lines < LINES_PER_SECOND:

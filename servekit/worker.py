@@ -75,7 +75,7 @@ class Worker(base.Worker):
         """Prepare the loop and load the application; Gunicorn calls this once signals are heard."""
         from servekit.batcher import use_runner
         from servekit.intake import Intake
-        from servekit.metrics import observe_connections, observe_refusal
+        from servekit.metrics import observe_connections, observe_refusal, observe_shed
         from servekit.refusals import Refusals
         from servekit.turns import Turns
 
@@ -101,7 +101,7 @@ class Worker(base.Worker):
         self.selector = selectors.DefaultSelector()
         self.gateway = Gateway(cfg)
         self.turns = Turns(self.wake)
-        self.refusals, self.shortage = Refusals(observe_refusal), Shortage()
+        self.refusals, self.shortage = Refusals(observe_refusal, observe_shed), Shortage()
         self.intake = Intake(settings.deadline_seconds, self.start)
         turns, note = self.turns, self.refusals.note
         self.clients = Clients(
@@ -112,7 +112,7 @@ class Worker(base.Worker):
         if self.pre_request is PreRequest.pre_request and self.log.loglevel > logging.DEBUG:
             self.pre_request = _nothing  # Gunicorn's own writes a line for debugging
         self.logs_access, self.keeps_alive = self.log.access_log_enabled, cfg.keepalive > 0
-        self.observe_connections = observe_connections
+        self.observe_connections, self.observe_shed = observe_connections, observe_shed
         use_runner(self.turns)
         super().load_wsgi()
 
@@ -254,18 +254,23 @@ class Worker(base.Worker):
             return False
         except OSError as error:  # no descriptors or no memory are left
             self.shortage.note(error)
-            if is_shortage(error) and self.clients.make_room():
+            if is_shortage(error) and self._make_room():
                 return True
             self._accept_no_more(TICK_SECONDS)
             return False
         sock.setblocking(False)
         if len(self.clients) >= self.most_connections:
-            self.clients.make_room()
+            self._make_room()
         self.guardian.note(sock.fileno(), NOTHING)
         self.clients.add(sock, self.gateway.environ_of(peer, listener.getsockname()))
         if self.board and self.alive:
             self.board.note(len(self.clients), self.turn_began)
         return True
+
+    def _make_room(self) -> bool:
+        if made := self.clients.make_room():
+            self.observe_shed("connections")
+        return made
 
     def _let_go(self) -> None:
         """Close the listening sockets in a process that a model's code has forked: it would keep the port when we end."""

@@ -120,8 +120,8 @@ def test_a_refusal_has_an_id_and_a_line_with_nothing_of_the_client_in_it(served:
 
 
 def test_refusals_do_not_flood_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    now, counted = [100.0], []
-    refusals = Refusals(counted.append, clock=lambda: now[0])
+    now, counted, shed = [100.0], [], []
+    refusals = Refusals(counted.append, shed.append, clock=lambda: now[0])
     with caplog.at_level(logging.INFO, "servekit.refusals"):
         identities = {refusals.note(HTTPStatus.BAD_REQUEST, "There is no Host.", "::1") for _ in range(1000)}
         refusals.flush()
@@ -130,8 +130,11 @@ def test_refusals_do_not_flood_the_log(caplog: pytest.LogCaptureFixture) -> None
         refusals.flush()
         refusals.flush()
     assert len(identities) == len(counted) == 1000
+    assert not shed
+    refusals.note(HTTPStatus.SERVICE_UNAVAILABLE, "The server holds too many bodies; try again later.", "::1")
+    assert shed == ["bodies"]
     assert caplog.messages[0] == "::1 was refused with 400: There is no Host."
-    assert caplog.messages[LINES_PER_SECOND:] == [
+    assert caplog.messages[LINES_PER_SECOND:][:1] == [
         f"{1000 - LINES_PER_SECOND} more requests were refused within a second; servekit_requests_total counts them."
     ]
 
