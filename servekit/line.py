@@ -30,13 +30,15 @@ class Line:
         fits: int,
         on_refusal: Callable[[str], None] = metrics.observe_shed,
         clock: Callable[[], float] = time.monotonic,
+        on_repeat: Callable[[], None] = lambda: None,
     ) -> None:
         """A pass takes `fits` rows at most; `backlog` may be shared with other lines.
 
         `on_refusal` is told of each request that is refused: "rows" if too many wait, "deadline" if it would wait too
-        long.
+        long; `on_repeat` of each that is so without the model being asked.
         """
         self._backlog, self._fits, self._on_refusal, self._clock = backlog, fits, on_refusal, clock
+        self._on_repeat = on_repeat
         self._rows = 0
         self._was_full = False  # at the last pass a whole pass more was waiting: the next shows how fast rows can go
         self._passed_at = 0.0
@@ -77,6 +79,7 @@ class Line:
             reason = self._why_not(1, deadline)
         if reason:
             self._on_refusal(reason)
+            self._on_repeat()
         return bool(reason)
 
     @property

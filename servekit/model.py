@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -59,7 +60,13 @@ class Model:
         self._max_wait = max_wait
         self._handler = handler
         self._backlog = backlog
-        self._line = Line(backlog, spec.max_batch_rows)
+        weak = weakref.ref(self)  # what repeats refusals is not to keep a model that was unloaded
+
+        def count_shed() -> None:
+            if (model := weak()) is not None:
+                model.meter.count("shed", 1)
+
+        self._line = Line(backlog, spec.max_batch_rows, on_repeat=count_shed)
         self._engine = engine
         if hasattr(engine, "on_error"):  # of errors that it answers by itself
             engine.on_error = lambda: self.meter.observe_error()

@@ -216,10 +216,12 @@ def test_refusals_are_counted_by_route_and_end_with_the_jam(app: Flask, client: 
         return sum(float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(text))
 
     answered = 'servekit_requests_total{method="POST",route="/linear/predict",status="503"}'
-    before = count(answered), count("servekit_shed_total{")
+    asked = 'servekit_predictions_total{model="linear",outcome="shed"'
+    before = count(answered), count("servekit_shed_total{"), count(asked)
     for _ in range(5):
         assert client.post("/linear/predict", data={"value": "5"}).status_code == 503
-    assert (count(answered) - before[0], count("servekit_shed_total{") - before[1]) == (5, 5)
+    after = count(answered), count("servekit_shed_total{"), count(asked)
+    assert [now - then for now, then in zip(after, before, strict=True)] == [5, 5, 5]
     backlog = repository_of(app).get("linear")._backlog
     backlog.leave(1)
     assert client.post("/linear/predict", data={"value": "5"}).status_code == 200
