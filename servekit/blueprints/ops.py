@@ -1,6 +1,6 @@
 """Health, for people and orchestrators.
 
-`/metrics` stands beside these routes; see `servekit/metrics.py`.
+`/metrics` stands beside these routes; see `servekit/metrics`.
 """
 
 from typing import Any
