@@ -26,7 +26,7 @@ def return_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc's; others have no such habit
         libc.mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
-        libc.mallopt(_M_TRIM_THRESHOLD, 4 * LARGE_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, LARGE_BYTES)
 
 
 def free_garbage() -> None:

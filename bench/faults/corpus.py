@@ -33,7 +33,7 @@ Make = Callable[[Chance], bytes]
 
 
 def _post(path: str, content_type: str, body: bytes, *fields: bytes) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n".encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n".encode()
     return head + b"".join(field + b"\r\n" for field in fields) + b"\r\n" + body
 
 

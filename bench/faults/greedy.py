@@ -131,7 +131,7 @@ def send(port: int, path: str, content_type: str, greed: Greed) -> tuple[int, fl
 
     That byte is the last one of the head where the head says it all, and else the last one of the body.
     """
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\n{greed.fields}\r\n".encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\n{greed.fields}\r\n".encode()
     with contextlib.closing(socket.create_connection((rig.HOST, port), timeout=10)) as client:
         client.sendall(head)
         since = time.monotonic()
