@@ -35,14 +35,16 @@ serve: venv ## Train what model_store lacks, then serve on 127.0.0.1:5001
 test: $(VENV)/.develop ## Run the tests that run side by side, with branch coverage
 	@$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
 
-test-slow: $(VENV)/.develop ## Run the tests that load the machine or measure time, one by one
-	@$(BIN)/python -m pytest -m slow --no-cov
+test-slow: $(VENV)/.develop ## Run the tests that start many servers, then those that load the machine or measure time, one by one
+	@$(BIN)/python -m pytest -m "slow and starts" --no-cov --numprocesses auto --dist worksteal
+	@$(BIN)/python -m pytest -m "slow and not starts" --no-cov
 
 test-clients: $(VENV)/.serve $(CLIENTS)/.made ## Ask servers with the real clients of every contract; installs those into .clients
 	@SERVEKIT_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/pytest tests/clients
 
 test-optimized: $(VENV)/.develop ## Run the tests of security as python -O runs them, without any assert but the tests' own
-	@$(BIN)/python -O -m pytest --no-cov --numprocesses auto --dist loadfile tests/security
+	@PYTHONOPTIMIZE=1 $(BIN)/python -m pytest -W ignore::pytest.PytestConfigWarning --no-cov --numprocesses auto \
+	  --dist loadfile tests/security
 
 test-minimal: $(MINIMAL)/.made ## Run the tests with the oldest versions that setup.cfg allows; installs those into .minimal
 	@$(MINIMAL)/bin/python -m pytest -m "not slow" --no-cov --numprocesses auto --dist loadfile

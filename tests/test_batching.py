@@ -16,7 +16,7 @@ from tests import networks
 from tests.server import Server, running, wait_for
 from tests.versions import write_regressor
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.starts]
 
 TIMEOUT = 3  # Gunicorn's, where a network hangs
 

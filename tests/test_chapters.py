@@ -13,7 +13,7 @@ from servekit.torchserve.properties import Address, Properties
 from tests.reader import Reader
 from tests.server import ROOT, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.starts]
 
 GUIDE = ROOT / "docs" / "torchserve.md"
 

@@ -180,6 +180,7 @@ def test_an_old_python_is_refused_with_what_to_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.starts
 def test_an_installation_that_fails_says_what_to_do(tmp_path: Path) -> None:
     # Its own folder, since a failed installation must not mark the real one as stale.
     for name in ("Makefile", "pyproject.toml", "README.md", "LICENSE"):

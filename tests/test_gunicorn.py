@@ -19,7 +19,7 @@ from tests import networks
 from tests.server import ROOT, Server, environment, launch, running, send, wait_for
 from tests.versions import edit, write_regressor
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.starts]
 
 BOTH_LOADED = b'servekit_models_loaded{model="linear",version="1"} 2.0'
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}

@@ -23,7 +23,7 @@ from tests import networks
 from tests.server import ROOT, Server, environment, running, wait_for
 from tests.versions import edit, write_regressor
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.starts]
 
 SOON = 10.0  # for what must not take a deadline
 FRESH = 20  # connections, which land on different workers

@@ -13,7 +13,7 @@ from servekit.cli import main
 from tests.reader import Reader
 from tests.server import ROOT, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.starts]
 
 SETTINGS = """
     inference_address=http://127.0.0.1:8080

@@ -19,7 +19,7 @@ from servekit.ts.torch_handler.formats import compile_options
 from tests.handler_archives import LINEAR, ask, request, start, write
 from tests.server import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.starts]
 
 EAGER = {"modelFile": "model.py", "serializedFile": "model.pth"}
 

@@ -13,7 +13,7 @@ import pytest
 from tests.raw import WORKER, PlainServer, plain
 from tests.server import launch, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.starts]
 
 GET = b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n%s\r\nhello"
