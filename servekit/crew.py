@@ -47,13 +47,25 @@ def hand_over(server: Arbiter, state: State, why_not: Callable[[], str]) -> None
 
     Gunicorn starts all new workers, stops all old ones at once, and hears no signal until those have ended. Here some
     start at a time, so that those who serve meanwhile keep cores and memory, and the master goes on. A reload that
-    follows before the last one is done makes what has started out of date, too.
+    follows before the last one is done makes what has started out of date, too; several at once are one.
     """
     reload, manage, spawn = server.reload, server.manage_workers, _spawn_if_possible(server)
+    is_asked = False
     last_old = 0  # the age of the youngest worker that is to be replaced
 
-    def replace_some() -> None:
+    def ask() -> None:
+        nonlocal is_asked
+        is_asked = True
+
+    def manage_and_replace() -> None:
+        nonlocal is_asked
+        if is_asked:
+            is_asked = False
+            reload_if_servable()
         manage()
+        replace_some()
+
+    def replace_some() -> None:
         staying = _staying(server, state)
         old = sum(server.WORKERS[pid].age <= last_old for pid in staying)
         starting = len(set(staying) - state.ready())
@@ -77,13 +89,12 @@ def hand_over(server: Arbiter, state: State, why_not: Callable[[], str]) -> None
         try:
             reload()
         finally:
-            server.spawn_worker, server.manage_workers = spawn, replace_some
+            server.spawn_worker, server.manage_workers = spawn, manage_and_replace
             if patience is not None:
                 server.cfg.set("graceful_timeout", patience)
         last_old = server.worker_age
-        replace_some()
 
-    server.spawn_worker, server.manage_workers, server.reload = spawn, replace_some, reload_if_servable
+    server.spawn_worker, server.manage_workers, server.reload = spawn, manage_and_replace, ask
 
 
 def _spawn_if_possible(server: Arbiter) -> Callable[[], Any]:

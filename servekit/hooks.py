@@ -314,8 +314,8 @@ def _sleep_unless_stopped(worker: Worker, seconds: float) -> None:
 def _why_not_servable(cfg: Config) -> str:
     """Return why a worker started now could not serve, or "": load the application in a process of its own."""
     variables = {name: value for name, value in os.environ.items() if name != MULTIPROCESS_DIR}
-    # Those who are served meanwhile come first.
-    trial = "import os; os.nice(19); from servekit.app import application; application()"
+    # Those who are served meanwhile come first, but the master waits for this.
+    trial = "import os; os.nice(5); from servekit.app import application; application()"
     command = [sys.executable, "-c", trial]
     try:
         ended = subprocess.run(

@@ -198,6 +198,7 @@ def master(workers: int, why_not: Callable[[], str] = lambda: "") -> tuple[Any, 
 def test_a_reload_stops_an_old_worker_only_when_a_new_one_is_ready() -> None:
     server, state = master(3)
     server.reload()
+    server.manage_workers()
     for number in (4, 5, 6):
         assert server.staying == list(range(number - 3, number + 1))  # three, and one that starts
         server.manage_workers()
@@ -212,6 +213,7 @@ def test_a_reload_stops_an_old_worker_only_when_a_new_one_is_ready() -> None:
 def test_many_workers_are_replaced_a_quarter_at_a_time_and_never_more_than_there_is_room_for() -> None:
     server, state = master(8)
     server.reload()
+    server.manage_workers()
     assert server.staying == list(range(1, 11))
     state.slots = 0
     state.known = set(server.WORKERS)
@@ -221,8 +223,9 @@ def test_many_workers_are_replaced_a_quarter_at_a_time_and_never_more_than_there
 
 def test_a_reload_amid_a_reload_replaces_what_has_started_too() -> None:
     server, state = master(3)
-    server.reload()
-    server.reload()
+    for _ in range(2):
+        server.reload()
+        server.manage_workers()
     assert server.staying == [1, 2, 3, 4]
     for _ in range(10):
         state.known = set(server.WORKERS)

@@ -154,7 +154,7 @@ def reload() -> Outcome:
             for _ in range(RELOADS):
                 server.signal(signal.SIGHUP)
                 time.sleep(RELOAD_PAUSE_SECONDS)
-        server.await_workers()
+        server.await_workers(seconds=60)
         log = server.log()
     normal, p99 = quiet.p(99), ledger.p(99)
     failed, done = ledger.failed(), log.count("Hang up: ")
@@ -163,7 +163,8 @@ def reload() -> Outcome:
         f"{len(failed)} of {len(ledger.sent)} failed; p99 {p99:.1f} ms, {p99 / normal:.1f} times {normal:.1f} ms",
         is_reached,
         {"statuses": ledger.statuses(), "p99_quiet_ms": normal, "p99_ms": p99, "p50_ms": ledger.p(50),
-         "max_ms": ledger.p(100), "reloads": done, "tracebacks": log.count("Traceback")},
+         "max_ms": ledger.p(100), "reloads": done,
+         "workers_replaced": log.count("A new worker is ready"), "tracebacks": log.count("Traceback")},
     )  # fmt: skip
 
 
