@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -244,3 +245,4 @@ def test_a_folder_in_the_store_shows_nothing_by_its_links(apps: Apps, watched: W
     (folder / "MAR-INF" / "MANIFEST.json").symlink_to("/etc/passwd")
     answer = apps.ask("management", "POST", "/models?url=linked")
     assert answer.status_code == 400 and "leads out of the archive" in answer.json["message"]  # type: ignore[index]
+    shutil.rmtree(folder)
