@@ -12,9 +12,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from tests.server import WORKER_CLASSES, Server, running
-from tests.training import few_digits, train_both
-from train.data import Digits
+# What tests share asserts, too, where Python is told to leave asserts out.
+pytest.register_assert_rewrite("tests.raw", "tests.reader", "tests.server")
+
+from tests.server import WORKER_CLASSES, Server, running  # noqa: E402
+from tests.training import few_digits, train_both  # noqa: E402
+from train.data import Digits  # noqa: E402
 
 # Where the tests run in the background of a shell, ctrl-C is ignored, and so it would be in the processes under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
