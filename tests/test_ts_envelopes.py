@@ -87,12 +87,11 @@ def test_what_is_in_no_envelope_is_refused(tmp_path: Path, name: str, body: Any,
 
 
 def test_a_handler_that_returns_too_few_rows_is_found_out(tmp_path: Path) -> None:
-    told: list[str] = []
     folder = write(tmp_path, handler="def handle(data, context):\n    return data and data[:1]")
-    engine = start(folder, service_envelope="kserve", on_failure=told.append)
-    with pytest.raises(HandlerFailed, match="Prediction failed"):
+    engine = start(folder, service_envelope="kserve")
+    with pytest.raises(HandlerFailed, match="Prediction failed") as failed:
         post(engine, {"instances": [1]}, {"instances": [2]})
-    assert "the handler returned 1 rows for 2" in told[0]
+    assert "the handler returned 1 rows for 2" in str(failed.value.__cause__)
 
 
 def test_envelopes_of_ones_own() -> None:

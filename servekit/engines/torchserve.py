@@ -151,16 +151,19 @@ class TorchServeEngine:
 
     def _check(self, results: Any, expected: int) -> None:
         if not isinstance(results, list):
-            self._tell(f"The handler must return a list, but it returned {type(results).__name__}.")
-            raise HandlerFailed(NO_LIST, 503)
+            text = f"The handler must return a list, but it returned {type(results).__name__}."
+            self._tell(text)
+            raise HandlerFailed(NO_LIST, 503) from TypeError(text)
         if len(results) != expected:
-            self._tell(f"The handler returned {len(results)} answers to a batch of {expected} requests.")
-            raise HandlerFailed(WRONG_LENGTH, 503)
+            text = f"The handler returned {len(results)} answers to a batch of {expected} requests."
+            self._tell(text)
+            raise HandlerFailed(WRONG_LENGTH, 503) from ValueError(text)
 
     def _tell(self, text: str) -> None:
         """Say in the log, where no line of `text` looks like the log's own, and to the server why a request has failed.
 
-        Of several that fail together nothing: each is tried alone next, and whichever fails then is told of.
+        Of several that fail together nothing: each is tried alone next, and whichever fails then is told of. If none
+        does, the error is, with its cause (see `Batcher`).
         """
         if len(self._context.request_ids or {}) > 1:
             return

@@ -1,5 +1,6 @@
 """The applications under attack, and the watch over what they do meanwhile."""
 
+import gc
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,12 @@ def apps(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Apps:
     finally:
         tempfile.tempdir = before
     return found
+
+
+@pytest.fixture(autouse=True, scope="module")
+def clean() -> None:
+    """Free what the tests of other modules have left: servers that are freed later would remove their folders under the watch."""
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ FORGED = "2026-01-01 00:00:00,000 INFO [1] [-] forged"
 TEXTS = (
     *(f"x\r\n{FORGED}", f"x\n{FORGED}", f"x\r{FORGED}", f"x\x0b{FORGED}", f"x\x0c{FORGED}", f"x\x85{FORGED}"),
     *(f"x\u2028{FORGED}", f"x\u2029{FORGED}", f"x\x1c{FORGED}", f"\x1b[2K\x1b[1A{FORGED}", f"\x9b2K{FORGED}", f"\x08\x08{FORGED}"),
-    *("\u202eforged", "\ud800forged", "\x00forged", "\U000e0041forged", '"},{"message": "forged'),
+    *("\u202eforged", "\ud800forged", "\x00forged", "\U000e0041forged", '"},{"msg": "forged'),
 )
 
 
@@ -36,7 +36,7 @@ def test_a_message_stays_in_its_line(text: str) -> None:
             assert line.isprintable() and not re.match(r"\d{4}-", line), line
         lines = written("json", message, text, error=error).splitlines()
         assert len(lines) == 1 and lines[0].isprintable()
-        assert json.loads(lines[0])["message"] == message % text
+        assert json.loads(lines[0])["msg"] == message % text
 
 
 def test_what_is_plain_is_not_touched() -> None:
