@@ -15,7 +15,7 @@ OTHER = "other"  # the method label of a method that HTTP does not define
 OUTCOMES = ("ok", "invalid", "shed", "late", "failed")
 SHED_REASONS = ("rows", "bodies", "large", "connections", "rate", "deadline")
 KEY_REASONS = ("missing", "unknown", "forbidden")
-RESTART_REASONS = ("killed", "crashed", "stuck", "timeout", "memory", "max_requests", "exit")
+RESTART_REASONS = ("killed", "crashed", "stuck", "timeout", "max_requests", "exit")
 
 _METHODS = frozenset(HTTPMethod)
 
