@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from servekit.errors import InvalidInput, ModelLoadError, ModelNotFound, NotReady
 from servekit.handlers.tensors import require_fit
+from servekit.line import Cell
 from servekit.metrics import ModelMeter
 from servekit.model import Model
 from servekit.record import record
@@ -103,6 +104,9 @@ class Ensemble(Model):
     def device(self) -> str:  # type: ignore[override]
         """Where its members compute: "cuda" if one of them does."""
         return "cuda" if any(member.device == "cuda" for member in self._known) else "cpu"
+
+    def share_refusals(self, at: Cell) -> None:
+        """Do nothing: its members refuse."""
 
     @property
     def waiting(self) -> int:

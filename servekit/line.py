@@ -1,14 +1,15 @@
 """Who may join those that wait for a model: a request that would wait too long is refused at once, not answered late.
 
 How long a request would wait follows from the rows before it and from how fast they go. Past saturation a line is as
-long as it may be, whatever its length, and all who are served have waited through all of it; so a line that had to
-refuse somebody is kept short until a second has passed without that.
+long as it may be, whatever its length, and all who are served have waited through all of it; so where a line had to
+refuse somebody, that model's lines in all workers are kept short until a second has passed without that.
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence
 from contextvars import ContextVar
+from typing import TypeAlias
 
 from servekit import metrics
 from servekit.batcher import FULL, Backlog
@@ -19,6 +20,9 @@ SHORT_SECONDS = 0.25  # that the last of a line waits while somebody is being re
 CALM_SECONDS = 1.0  # without a refusal, until lines may grow again
 
 _PASSES = 0.9  # how much of what is known of the speed is kept at each pass: it is that of the last ten or so
+
+
+Cell: TypeAlias = "MutableSequence[float] | memoryview[float]"  # of one number
 
 
 class Line:
@@ -43,7 +47,7 @@ class Line:
         self._was_full = False  # at the last pass a whole pass more was waiting: the next shows how fast rows can go
         self._passed_at = 0.0
         self._seconds = self._passed = 0.0  # of the last passes and their rows; old ones count less
-        self._refused_at = -math.inf
+        self.refused_at: Cell = [-math.inf]  # the time; shared with its lines in other workers
 
     @property
     def seconds(self) -> float:
@@ -107,7 +111,7 @@ class Line:
             return ""
         else:
             reason = "deadline"
-        self._refused_at = self._clock()
+        self.refused_at[0] = self._clock()
         return reason
 
     def _is_in_time(self, rows: int, deadline: float) -> bool:
@@ -120,7 +124,7 @@ class Line:
         if self._rows + rows <= 2 * self._fits:
             return True
         limit = SHARE * left
-        if now - self._refused_at < CALM_SECONDS:
+        if now - self.refused_at[0] < CALM_SECONDS:
             limit = min(limit, SHORT_SECONDS)
         return wait <= limit
 

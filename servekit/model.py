@@ -12,7 +12,7 @@ from servekit.batcher import Backlog, Batcher, Parts, give_way, remaining, strea
 from servekit.engines import Engine
 from servekit.errors import InvalidInput
 from servekit.handlers.base import Handler
-from servekit.line import Line
+from servekit.line import Cell, Line
 from servekit.metrics import ModelMeter, add_rows_waiting, is_of_models_code
 from servekit.record import record
 from servekit.signature import Signature
@@ -84,6 +84,10 @@ class Model:
         """Let an engine that runs others' code take so many threads of arithmetic; servekit's own take one."""
         if hasattr(self._engine, "threads"):
             self._engine.threads = threads
+
+    def share_refusals(self, at: Cell) -> None:
+        """Let `at` be where the workers that hold this version note the time of their last refusal for want of time."""
+        self._line.refused_at = at
 
     @property
     def waiting(self) -> int:

@@ -360,6 +360,7 @@ class Repository:
                 raise
             raise ModelLoadError(f"The model {entry.name} cannot be loaded: {type(error).__name__}: {error}.") from error
         observe_load(*entry.key, time.monotonic() - started, is_loaded=True)
+        model.share_refusals(self._state.refusal_of(*entry.key))
         self._refused.pop(entry.key, None)
         self._errors.pop("/".join(entry.key), None)
         return model

@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 import weakref
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -36,6 +37,7 @@ POLL_SECONDS = 0.01  # between two looks at a lock, or at the slots
 
 _DESIRED, _LOCK, _SLOTS, _OWNER, _ARCHIVES = "desired.json", "lock", "slots", "owner", "archives"
 _WORD = 8  # bytes of a number
+_REFUSAL_CELLS = 256  # two versions that share one are kept short together
 _FREE, _NOT_YET = 0, -1
 
 _held: set[int] = set()  # descriptors of locks: a process that a model's code forks is not to keep them
@@ -67,6 +69,7 @@ class State:
         memory = memoryview(mmap.mmap(-1, _WORD * (4 + 2 * slots))).cast("q")
         self._generation, self._workers, self._extra = memory[:1], memory[1:2], memory[2:3]
         self._stops, self._pids, self._applied = memory[3:4], memory[4 : 4 + slots], memory[4 + slots :]
+        self._refusals = memoryview(mmap.mmap(-1, _WORD * _REFUSAL_CELLS)).cast("d")
         self._bells = Bells(slots)
         self._slot: int | None = None
         self._slot_lock = threading.RLock()  # a signal may make this worker leave while it reports
@@ -110,6 +113,11 @@ class State:
         state.write(Desired.of(entries))
         state.join()
         return state
+
+    def refusal_of(self, name: str, version: str) -> "memoryview[float]":
+        """Return where all workers note when one of them last refused a request for a version because it was too busy."""
+        cell = zlib.crc32(f"{name}/{version}".encode()) % _REFUSAL_CELLS
+        return self._refusals[cell : cell + 1]
 
     # What should be.
 

@@ -74,6 +74,20 @@ def test_a_request_that_would_wait_for_half_of_its_time_is_refused_at_once() -> 
     line.enter(1, clock.now + 1.8)
 
 
+def test_where_one_worker_had_to_refuse_the_lines_of_the_model_are_short_in_all() -> None:
+    clock, cell = Clock(), [-1e9]
+    lines = [line_of(clock, max_rows=100), line_of(clock)]
+    for line in lines:
+        line.refused_at = cell
+        assert fill(line, clock, 90) == 90
+        run(line, clock, passes=10, seconds=0.01)
+    assert fill(lines[1], clock, 1) == 1  # 0.8 s are not much of the time there is
+    assert fill(lines[0], clock, 30) == 20
+    assert fill(lines[1], clock, 1) == 0
+    clock.now += 2 * CALM_SECONDS
+    assert fill(lines[1], clock, 1) == 1
+
+
 def test_a_client_that_is_refused_is_told_when_the_line_will_have_gone() -> None:
     clock = Clock()
     line = line_of(clock)
