@@ -47,6 +47,8 @@ class Roster:
 
     def admit(self, worker: Worker) -> None:
         """Give `worker`, which is about to be forked, the lowest free slot."""
+        # One that could not be forked never ends: its slot, and the file of its heartbeat, would be held for ever.
+        self._slots = {slot: each for slot, each in self._slots.items() if isinstance(each.pid, int)}
         slot = 0
         while slot in self._slots:
             slot += 1

@@ -122,6 +122,13 @@ def test_who_was_told_to_open_its_log_again_may_end_by_surprise(master: Master) 
     assert restarts() == {"killed": 1}
 
 
+def test_workers_that_could_not_be_forked_hold_no_slots(master: Master) -> None:
+    workers = [Worker(pid="[booting]", aborted=False) for _ in range(3)]
+    for worker in workers:
+        master.roster.admit(worker)
+    assert [master.roster.slot_of(worker) for worker in workers] == [None, None, 0]
+
+
 def test_a_slot_is_free_again_when_its_worker_is_gone(master: Master) -> None:
     workers = [master.start() for _ in range(3)]
     assert [master.roster.slot_of(worker) for worker in workers] == [0, 1, 2]
