@@ -18,6 +18,8 @@ MAX_DOORS = 64  # remembered at a time; clients may send requests of as many kin
 _KEYS = (
     *("SERVER_PORT", "REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "HTTP_ACCEPT", "HTTP_HOST", "HTTP_ORIGIN"),
     "HTTP_X_AMZN_SAGEMAKER_TARGET_MODEL",
+    # Which contracts say back: two requests with the same ones are no proof that the answer has none of them in it.
+    *("HTTP_X_AMZN_SAGEMAKER_CUSTOM_ATTRIBUTES", "HTTP_X_MS_REQUEST_ID", "HTTP_X_MS_CLIENT_REQUEST_ID", "HTTP_TRACEID"),
 )
 _RETRY_AFTER = "Retry-After"
 _REQUEST = "werkzeug.request"

@@ -264,9 +264,9 @@ def test_what_one_client_may_not_do_is_not_told_by_what_another_was(client: Flas
 
 
 class Refusing:
-    """An application whose line is always full, and that says something of the request if `echoes`."""
+    """An application whose line is always full, and that says the header `echoes`, if it is given one."""
 
-    def __init__(self, echoes: bool = False) -> None:
+    def __init__(self, echoes: str = "") -> None:
         self.calls, self._echoes = 0, echoes
         self._line = line_of(Clock(), max_rows=1)
         self._line.enter(1, 1e9)
@@ -277,7 +277,7 @@ class Refusing:
             self._line.enter(1, 1e9)
         except Overloaded:
             start_response("503 Service Unavailable", [("Retry-After", "1")])
-        return [environ.get("HTTP_X_ID", "").encode() if self._echoes else b"busy"]
+        return [environ.get(self._echoes, "").encode() if self._echoes else b"busy"]
 
 
 def ask(app: Any, **environ: Any) -> tuple[str, list[bytes]]:
@@ -288,12 +288,22 @@ def ask(app: Any, **environ: Any) -> tuple[str, list[bytes]]:
 
 
 def test_only_an_answer_that_says_nothing_of_its_request_is_repeated() -> None:
-    for echoes, calls in ((False, 3), (True, 10)):
+    for echoes, calls in (("", 3), ("HTTP_X_ID", 10)):
         inner = Refusing(echoes)
         app = Shedding(inner)
         answers = [ask(app, HTTP_X_ID=str(number))[1] for number in range(10)]
         assert inner.calls == calls
         assert answers == [[str(number).encode()] if echoes else [b"busy"] for number in range(10)]
+
+
+@pytest.mark.parametrize(
+    "name", ["X_AMZN_SAGEMAKER_CUSTOM_ATTRIBUTES", "X_MS_REQUEST_ID", "X_MS_CLIENT_REQUEST_ID", "TRACEID"]
+)
+def test_nobody_is_told_the_header_that_two_others_had_in_common(name: str) -> None:
+    inner = Refusing(f"HTTP_{name}")
+    app = Shedding(inner)
+    said = [ask(app, **{f"HTTP_{name}": value})[1] for value in ("a", "a", "a", "a", "b")]
+    assert said == [[b"a"]] * 4 + [[b"b"]]
 
 
 def test_who_sends_requests_of_many_kinds_takes_no_memory() -> None:
