@@ -26,7 +26,7 @@ request_id: ContextVar[str] = ContextVar("request_id", default=NO_REQUEST)
 ACCESS_LOGGER = "gunicorn.access"
 # %(r)s is the request line as it was sent: percent-encoded, so no client can write a line break into the log.
 ACCESS_FORMAT = '%(h)s "%(r)s" %(s)s %(B)s bytes %(D)s us'
-_FIELDS = "fields"  # attribute of a LogRecord: more members for its line in JSON
+_FIELDS = "servekit_fields"  # attribute of a LogRecord: more members for its line in JSON
 QUIET_SECONDS = 60.0  # between two sentences that a log cannot be written
 PROBE_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/metrics", "/ping"})
 
