@@ -8,7 +8,7 @@ from importlib import metadata
 from servekit.cli.doctor.report import Section
 
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)>=([\d.]+)(?:; extra == [\"'](\w+)[\"'])?")
-_SERVING = ("", "fast", "onnx", "grpc", "triton", "openapi", "torchserve", "keys", "telemetry")  # extras of servers
+_SERVING = ("", "fast", "onnx", "grpc", "triton", "openapi", "torchserve", "keys", "tracing")  # extras of servers
 _FASTER = ("greenlet", "httptools")  # the event-loop worker is made of them
 
 
