@@ -98,12 +98,14 @@ class Guardian:
             for number in set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGBUS}:
                 with contextlib.suppress(OSError, ValueError):  # those of the system's library
                     signal.signal(number, signal.SIG_IGN)  # it ends with its worker
-            is_stuck = self._watch(worker, watched, seconds)
-            self._answer_all(worker, names, is_stuck)
+            is_stuck = self._watch(watched, seconds)
+            answered = self._answer_all(names, is_stuck)
+            # Not before: a log that takes no line at once must not come before the clients.
+            _tell(worker, seconds, is_stuck, answered)
         finally:
             os._exit(0)
 
-    def _watch(self, worker: int, watched: int, seconds: float) -> bool:
+    def _watch(self, watched: int, seconds: float) -> bool:
         """Return once the worker has ended: True if it had to be ended here."""
         poll = select.poll()
         poll.register(watched, select.POLLIN)
@@ -117,12 +119,10 @@ class Guardian:
                 poll.poll(LAST_WORDS_SECONDS * 1000)
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(watched, signal.SIGKILL)
-                log.critical(
-                    "Worker %s has not come back for %.1f s and holds the interpreter; it is ended.", worker, seconds
-                )
         return is_stuck
 
-    def _answer_all(self, worker: int, names: Sequence[Any], is_stuck: bool) -> None:
+    def _answer_all(self, names: Sequence[Any], is_stuck: bool) -> int:
+        """Answer who waits, and close all connections; return how many were answered."""
         text = bytes(self._text).rstrip(b"\0")
         said: Mapping[str, Sequence[str]] = json.loads(text) if text else {}
         answered = 0
@@ -133,14 +133,21 @@ class Guardian:
                 answered += _answer(sock, said[port_of(sock.getsockname())][is_stuck].encode())
             with contextlib.suppress(OSError):  # now: who sends later, and before this process ends, would lose it
                 sock.shutdown(socket.SHUT_WR if waits_for == AN_ANSWER else socket.SHUT_RDWR)
-        if answered:
-            status = HTTPStatus.GATEWAY_TIMEOUT if is_stuck else HTTPStatus.SERVICE_UNAVAILABLE
-            log.error("Worker %s has died; %d requests that it held were answered %d.", worker, answered, status)
+        return answered
 
 
 def port_of(name: Any) -> str:
     """Return the SERVER_PORT of a socket's own address."""
     return str(name[1]) if isinstance(name, tuple) else "80"
+
+
+def _tell(worker: int, seconds: float, is_stuck: bool, answered: int) -> None:
+    """Say in the log what became of the worker and of who waited for it."""
+    if is_stuck:
+        log.critical("Worker %s has not come back for %.1f s and holds the interpreter; it was ended.", worker, seconds)
+    if answered:
+        status = HTTPStatus.GATEWAY_TIMEOUT if is_stuck else HTTPStatus.SERVICE_UNAVAILABLE
+        log.error("Worker %s has died; %d requests that it held were answered %d.", worker, answered, status)
 
 
 def _clone() -> int:
