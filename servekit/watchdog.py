@@ -10,7 +10,7 @@ CHECKS = 20  # of the clock within the time that a turn may take
 class Watchdog:
     """Calls `on_stuck`, once and in a thread of its own, when a turn of the loop takes longer than `seconds`.
 
-    It needs the interpreter: when the code that hangs does not let go of it, Gunicorn's `timeout` is what is left.
+    It needs the interpreter: when the code that hangs does not let go of it, the guardian is what is left.
     """
 
     def __init__(self, seconds: float, on_stuck: Callable[[float], None]) -> None:

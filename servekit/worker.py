@@ -1,7 +1,7 @@
 """The Gunicorn worker class: one event loop that reads whole requests, runs each in a greenlet, and batches by turn.
 
 A client that is slow to send or to read costs a buffer, never a thread. The heartbeat is the loop itself, so Gunicorn's
-`timeout` replaces a worker that hangs; before that, the watchdog answers those who wait.
+`timeout` replaces a worker that hangs; before that, the watchdog answers those who wait, or the guardian beside it.
 
 The master process imports this module, so what starts threads or looks at the environment is imported after the fork.
 """
