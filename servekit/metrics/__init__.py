@@ -22,11 +22,10 @@ from servekit.metrics.meters import (
     observe_request,
     observe_restart,
     observe_shed,
-    outcome_of,
     set_serving,
 )
 from servekit.metrics.page import PAGE_LIMIT, Family, Page, page
-from servekit.metrics.statistics import Statistics, StatisticsMeter, statistics, statistics_meter
+from servekit.metrics.statistics import Statistics, statistics
 from servekit.metrics.values import Update, mark_worker_dead, slot_name, use_slot
 
 __all__ = [
@@ -38,7 +37,6 @@ __all__ = [
     "ModelMeter",
     "Page",
     "Statistics",
-    "StatisticsMeter",
     "Update",
     "add_in_flight",
     "add_rows_waiting",
@@ -52,13 +50,11 @@ __all__ = [
     "observe_request",
     "observe_restart",
     "observe_shed",
-    "outcome_of",
     "page",
     "prepare_folder",
     "render",
     "set_serving",
     "slot_name",
     "statistics",
-    "statistics_meter",
     "use_slot",
 ]
