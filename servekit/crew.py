@@ -4,6 +4,7 @@ No worker stops before another is ready in its place.
 """
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -87,7 +88,9 @@ def hand_over(server: Arbiter, state: State, why_not: Callable[[], str]) -> None
 
         server.spawn_worker, server.manage_workers = _nothing, do_not_wait
         try:
-            reload()
+            if not _reload_if_readable(server, reload):
+                log.error("Not reloaded, the old workers go on: Gunicorn's configuration cannot be read.")
+                return
         finally:
             server.spawn_worker, server.manage_workers = spawn, manage_and_replace
             if patience is not None:
@@ -95,6 +98,20 @@ def hand_over(server: Arbiter, state: State, why_not: Callable[[], str]) -> None
         last_old = server.worker_age
 
     server.spawn_worker, server.manage_workers, server.reload = spawn, manage_and_replace, ask
+
+
+def _reload_if_readable(server: Arbiter, reload: Callable[[], None]) -> bool:
+    """Reload `server`; return False if its configuration cannot be read: Gunicorn has said why, and would end of it."""
+    cfg, variables = server.cfg, dict(os.environ)
+    try:
+        reload()
+    except SystemExit:
+        if server.cfg is not cfg:  # it was read, and something else went wrong
+            raise
+        server.app.cfg = cfg
+        os.environ.update(variables)  # Gunicorn had taken out those that the configuration sets
+        return False
+    return True
 
 
 def _spawn_if_possible(server: Arbiter) -> Callable[[], Any]:

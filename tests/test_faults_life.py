@@ -129,6 +129,8 @@ class FakeArbiter:
         self.WORKERS: dict[int, Any] = {}
         self.stopped: list[int] = []
         self.fails = False
+        self.is_readable = True
+        self.app = SimpleNamespace(cfg=None)
         self.cfg = SimpleNamespace(graceful_timeout=25, workers=workers, enable_backlog_metric=False)
         self.cfg.set = lambda name, value: setattr(self.cfg, name, value)
         self._last_logged_active_worker_count = None
@@ -153,6 +155,9 @@ class FakeArbiter:
         return sorted(set(self.WORKERS) - set(self.stopped))
 
     def reload(self) -> None:
+        if not self.is_readable:
+            self.app.cfg = SimpleNamespace()
+            sys.exit(1)
         last = self.worker_age
         for _ in range(self.cfg.workers):
             self.spawn_worker()
@@ -208,6 +213,19 @@ def test_a_reload_stops_an_old_worker_only_when_a_new_one_is_ready() -> None:
     assert (server.staying, server.stopped) == ([4, 5, 6], [1, 2, 3])
     server.manage_workers()
     assert (server.staying, server.cfg.graceful_timeout) == ([4, 5, 6], 25)
+
+
+def test_a_configuration_that_cannot_be_read_ends_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    server, _ = master(2)
+    server.is_readable = False
+    server.reload()
+    server.manage_workers()
+    assert (server.staying, server.stopped, server.app.cfg) == ([1, 2], [], server.cfg)
+    assert "Not reloaded, the old workers go on: Gunicorn's configuration cannot be read." in caplog.text
+    server.is_readable = True
+    server.reload()
+    server.manage_workers()
+    assert server.staying == [1, 2, 3]
 
 
 def test_many_workers_are_replaced_a_quarter_at_a_time_and_never_more_than_there_is_room_for() -> None:
