@@ -115,9 +115,9 @@ class Guardian:
             if not is_stuck and began and time.monotonic() - began > seconds:
                 is_stuck = True
                 say_why("stuck")
-                signal.pidfd_send_signal(watched, SAY_WHERE)
-                poll.poll(LAST_WORDS_SECONDS * 1000)
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                    signal.pidfd_send_signal(watched, SAY_WHERE)
+                    poll.poll(LAST_WORDS_SECONDS * 1000)
                     signal.pidfd_send_signal(watched, signal.SIGKILL)
         return is_stuck
 
