@@ -280,9 +280,10 @@ def test_a_server_that_is_open_to_all_says_so(text: str, sentence: str) -> None:
 
 def test_the_server_gets_the_settings_and_not_what_is_hidden_from_it() -> None:
     properties = Properties.parse("model_store=/store\nblacklist_env_vars=.*(SECRET|KEY).*")
-    environ = environ_of(properties, {"MY_SECRET_NAME": "x", "HOME": "/root", "SERVEKIT_MODEL_STORE": "other"})
+    given = {"MY_SECRET_NAME": "x", "HOME": "/root", "SERVEKIT_MODEL_STORE": "other", "SERVEKIT_INFERENCE_KEY": "k" * 16}
+    environ = environ_of(properties, given)
     expected = {"HOME", "PYTHONUNBUFFERED", "SERVEKIT_MAX_BODY_BYTES", "SERVEKIT_MODEL_STORE", "SERVEKIT_TORCHSERVE"}
-    assert environ.keys() == expected
+    assert environ.keys() == expected | {"SERVEKIT_INFERENCE_KEY"}
     assert environ["SERVEKIT_MAX_BODY_BYTES"] == "6553500"
     assert environ["SERVEKIT_MODEL_STORE"] == "/store"
     assert Properties.parse(environ["SERVEKIT_TORCHSERVE"]) == properties

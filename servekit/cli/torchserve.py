@@ -125,7 +125,12 @@ def exposure_of(properties: Properties) -> str:
 def environ_of(properties: Properties, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of the server: what `environ` has and the settings allow, and the settings themselves."""
     hidden = re.compile(properties.blacklist_env_vars) if properties.blacklist_env_vars else None
-    kept = {name: value for name, value in environ.items() if hidden is None or not hidden.fullmatch(name)}
+    # servekit's own are never hidden: without its keys the server would ask for none.
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if hidden is None or name.startswith(PREFIX) or not hidden.fullmatch(name)
+    }
     ours = {f"{PREFIX}TORCHSERVE": properties.to_text(), f"{PREFIX}MODEL_STORE": str(properties.model_store)}
     unless_given = {
         f"{PREFIX}MAX_BODY_BYTES": str(properties.max_request_size),
