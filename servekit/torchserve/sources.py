@@ -199,7 +199,13 @@ def _public_addresses(host: str, port: int | None) -> list[tuple[str, int]]:
 
 def _connect(address: tuple[str, int], timeout: float, source_address: Any = None) -> socket.socket:
     """Connect as `socket.create_connection` does, to an address that was looked at: a name may mean another later."""
-    return socket.create_connection(_public_addresses(*address)[0], timeout, source_address)
+    error = OSError(_PRIVATE)
+    for each in _public_addresses(*address):
+        try:
+            return socket.create_connection(each, timeout, source_address)
+        except OSError as failure:  # of several addresses one may be of a protocol that is not spoken here
+            error = failure
+    raise error
 
 
 def _has_proxy(url: str) -> bool:
