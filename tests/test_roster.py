@@ -77,7 +77,7 @@ def test_a_worker_that_ends_is_counted_by_its_reason(master: Master, code: str) 
 
 
 def test_a_worker_that_ends_itself_says_why(master: Master) -> None:
-    for reason in ("stuck", "memory"):
+    for reason in ("stuck", "timeout"):
         worker = Worker(pid=None, aborted=False, cfg=SimpleNamespace(max_requests=0))
         master.roster.admit(worker)
         worker.pid = os.fork()
@@ -88,7 +88,7 @@ def test_a_worker_that_ends_itself_says_why(master: Master) -> None:
         worker.process = SimpleNamespace(communicate=lambda pid=worker.pid: os.waitpid(pid, 0))
         master.end(worker)
     master.end(master.start("pass"))  # of the same slot
-    assert restarts() == {"stuck": 1, "memory": 1, "exit": 1}
+    assert restarts() == {"stuck": 1, "timeout": 1, "exit": 1}
 
 
 def test_a_worker_that_gunicorn_gave_up_ran_out_of_time(master: Master) -> None:
