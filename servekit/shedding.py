@@ -23,6 +23,7 @@ _KEYS = (
 )
 _RETRY_AFTER = "Retry-After"
 _REQUEST = "werkzeug.request"
+BY_BODY = "servekit.by_body"  # environ key, set by a view: the body says which model is asked, so the next may ask another
 
 Answer = tuple[str, list[tuple[str, str]], list[bytes]]
 
@@ -33,13 +34,14 @@ class Door:
     def __init__(self, line: Line) -> None:
         self.line = line
         self.url_rule: Any = None  # for the meter, which looks for it on Flask's request
-        self.seen: Answer | None = None
-        self.is_sure = False  # two were told the same: there is nothing of the request in it
+        # The last answer, and whether two were told it: then there is nothing of the request in it. One value, because
+        # threads may look at it meanwhile.
+        self.seen: tuple[Answer | None, bool] = (None, False)
 
     def note(self, answer: Answer, rule: Any) -> None:
         """Look at what a request was told by the application that this door's line has refused."""
-        self.is_sure = self.seen == answer
-        self.seen, self.url_rule = answer, rule
+        self.url_rule = rule
+        self.seen = answer, self.seen[0] == answer
 
 
 class Shedding:
@@ -65,14 +67,15 @@ class Shedding:
         if self._doors and (door := self._doors.get(_key(environ, authorization))) is not None:
             return self._at(door, environ, start_response)
         pieces = self._app(environ, start_response)
-        if (line := refused_by.get()) is not None:
+        if (line := refused_by.get()) is not None and BY_BODY not in environ:
             self._remember(_key(environ, authorization), line)
         return pieces
 
     def _at(self, door: Door, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if door.is_sure and door.seen and door.line.refuses(environ[DEADLINE]):
+        seen, is_sure = door.seen
+        if is_sure and seen and door.line.refuses(environ[DEADLINE]):
             environ[_REQUEST] = door
-            status, headers, body = door.seen
+            status, headers, body = seen
             start_response(status, [*headers, (_RETRY_AFTER, str(door.line.retry_after))])
             return body
         told: list[Any] = []

@@ -224,6 +224,12 @@ def test_a_refusal_looks_the_same_whoever_gives_it(client: FlaskClient, path: st
     assert len(ids) == 6
 
 
+def test_a_model_that_is_busy_refuses_for_no_other_at_an_address_where_the_body_says_which(client: FlaskClient) -> None:
+    for _ in range(4):
+        assert client.post("/predict", json={"value": 5}).status_code == 503
+    assert client.post("/predict", json={"image": "AAAA"}).status_code == 404  # there is no mnist in this store
+
+
 def test_refusals_are_counted_by_route_and_end_with_the_jam(app: Flask, client: FlaskClient) -> None:
     def count(text: str) -> float:
         page = client.get("/metrics").text

@@ -3,12 +3,13 @@
 import base64
 from typing import Any
 
-from flask import Blueprint, current_app
+from flask import Blueprint, current_app, request
 
 from servekit import ext
 from servekit.errors import InvalidInput
 from servekit.model import Model
 from servekit.openapi import DIGIT_PNG, FORM, JSON, MULTIPART, Example
+from servekit.shedding import BY_BODY
 
 bp = Blueprint("predict", __name__)
 
@@ -21,6 +22,8 @@ def predict() -> Any:
     has_image = "file" in payload or "image" in payload
     if has_value == has_image:
         raise InvalidInput("Send either a number as value=5 or an image as multipart file, raw PNG or JPEG.")
+    if not request.mimetype.startswith("image/"):
+        request.environ[BY_BODY] = True
     endpoint = "linear.predict" if has_value else "mnist.predict"
     return current_app.view_functions[endpoint]()
 

@@ -11,6 +11,7 @@ from servekit import access, ts
 from servekit.batcher import Parts
 from servekit.config import ARRIVED
 from servekit.engines.torchserve import HandlerRequest
+from servekit.shedding import BY_BODY
 from servekit.torchserve import exposition, openapi, wire
 from servekit.torchserve.access import bound_body, guarded, open_to_all, require_key
 from servekit.torchserve.refusals import Refusal, no_resource
@@ -82,6 +83,8 @@ def explain(name: str) -> Response:
 def invocations() -> Response:
     """Answer by the model that `model_name` names, in the query or in a form; else by the only one loaded at start."""
     made = wire.handler_request(request, with_query=True)
+    if "model_name" not in request.args:
+        request.environ[BY_BODY] = True
     given = [parameter.value.decode(errors="replace") for parameter in made.parameters if parameter.name == "model_name"]
     name = given[0] if given else current().registry.only_model()
     if not name:

@@ -136,6 +136,8 @@ def environ_of(properties: Properties, environ: Mapping[str, str]) -> dict[str, 
         f"{PREFIX}MAX_BODY_BYTES": str(properties.max_request_size),
         "PYTHONUNBUFFERED": "1",  # what handlers print is in the log at once
     }
+    if exposure_of(properties):  # the operator has said that everyone is let in
+        unless_given[f"{PREFIX}ALLOW_ANONYMOUS"] = "true"
     return unless_given | kept | ours
 
 
