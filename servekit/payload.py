@@ -9,7 +9,7 @@ from typing import IO, Any, NoReturn, cast
 from urllib.parse import parse_qsl
 
 from flask import Request
-from werkzeug.datastructures import FileStorage
+from werkzeug.datastructures import FileStorage, MultiDict
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 from werkzeug.utils import cached_property
 
@@ -23,6 +23,12 @@ IMAGES = ("image/png", "image/jpeg")
 MAX_FORM_BYTES = 2**20  # of a form of text: a percent sign costs its parser a hundred times its size
 MAX_PARTS = 1000  # files of one batch, or fields of a form
 
+MAX_PART_HEAD = 4096  # bytes of what stands before the content of a part, with room for a name and a type
+MAX_PART_FIELDS = 16  # lines and semicolons in it; Werkzeug's parser takes microseconds for each
+
+_LONG_BOUNDARY = "The boundary of the form is too long; 70 characters are the most that RFC 2046 allows."
+_LARGE_HEAD = f"A part of the form has too large a head; it may have {MAX_PART_HEAD} bytes and {MAX_PART_FIELDS} fields."
+_HEAD_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")  # Werkzeug takes each of them
 _DAMAGED = "The form is damaged; it needs a boundary, all its parts, and names in UTF-8."
 _BOUNDARY = re.compile(r"multipart/form-data; ?boundary=([A-Za-z0-9'+_.-]{1,70})")
 # Names without quotes, backslashes and percent signs, which stand for others in some clients' spelling.
@@ -152,16 +158,50 @@ def _read_form(request: Request, kind: str) -> Payload:
     uploads = split_uploads(body, request.environ["CONTENT_TYPE"])
     if uploads is not None:
         return Payload(uploads)
-    parser = request.make_form_data_parser()
-    parser.silent = False  # else a damaged form would be an empty one
     try:
-        _, form, files = parser.parse(io.BytesIO(body), kind, len(body), request.mimetype_params)
+        form, files = parse_multipart(request, body)
     except ValueError:
         raise InvalidInput(_DAMAGED) from None
     members: dict[str, list[Any]] = {name: list(values) for name, values in form.lists()}
     for name, received in files.lists():
         members.setdefault(name, []).extend(_upload(file) for file in received)
     return Payload(members)
+
+
+def parse_multipart(request: Request, body: bytes) -> tuple[MultiDict[str, str], MultiDict[str, FileStorage]]:
+    """Let Werkzeug take a multipart body apart, if that cannot take long; return its texts and its files.
+
+    Raises InvalidInput for heads that would take long, PayloadTooLarge for too many parts, ValueError for what is damaged.
+    """
+    _require_small_heads(body, request.mimetype_params.get("boundary", ""))
+    parser = request.make_form_data_parser()
+    parser.silent = False  # else a damaged form would be an empty one
+    _, form, files = parser.parse(io.BytesIO(body), MULTIPART, len(body), request.mimetype_params)
+    return form, files
+
+
+def _require_small_heads(body: bytes, boundary: str) -> None:
+    """Look at what follows each boundary, also at one that is none: a part's content may not hold it."""
+    if len(boundary) > 70:
+        raise InvalidInput(_LONG_BOUNDARY)
+    delimiter = b"--" + boundary.encode("latin-1", "replace")
+    at, count = body.find(delimiter), 0
+    while at >= 0:
+        count += 1
+        if count > MAX_PARTS + 1:
+            raise PayloadTooLarge(f"A form may have {MAX_PARTS} files or fields.")
+        start = at + len(delimiter)
+        window = body[start : start + MAX_PART_HEAD]
+        end = _HEAD_END.search(window)
+        head = window[: end.end()] if end else window
+        is_last = window.startswith(b"--") and not window[2:].strip()
+        if not is_last and (end is None and len(window) == MAX_PART_HEAD or _fields_in(head) > MAX_PART_FIELDS):
+            raise InvalidInput(_LARGE_HEAD)
+        at = body.find(delimiter, start)
+
+
+def _fields_in(head: bytes) -> int:
+    return head.count(b";") + max(head.count(b"\n"), head.count(b"\r"))
 
 
 def _upload(file: FileStorage) -> Upload:

@@ -3,11 +3,14 @@
 import io
 import itertools
 import random
+import time
 
 import pytest
 from werkzeug.formparser import MultiPartParser
+from werkzeug.test import EnvironBuilder
 
-from servekit.payload import MAX_PARTS, Upload, split_uploads
+from servekit.errors import InvalidInput
+from servekit.payload import MAX_PARTS, BodyInMemory, Payload, Upload, read_payload, split_uploads
 
 BOUNDARY = "X-b.9"
 KIND = f"multipart/form-data; boundary={BOUNDARY}"
@@ -103,3 +106,31 @@ def test_whatever_is_cut_or_changed_is_read_as_werkzeug_reads_it_or_not_at_all()
             read += 1
             assert uploads == by_werkzeug(bytes(content)), bytes(content)
     assert read > 300
+
+
+def read(content: bytes, kind: str) -> Payload:
+    request = BodyInMemory(EnvironBuilder(method="POST", data=content, content_type=kind).get_environ())
+    request.max_content_length = 25 * 2**20
+    return read_payload(request)
+
+
+HEAVY_HEADS = {
+    "parameters without end": b'--b\r\nContent-Disposition: form-data;name=a' + b';a=""' * 1_000_000 + b"\r\n\r\nx\r\n--b--\r\n",
+    "parameters": b'--b\r\nContent-Disposition: form-data; name="a"' + b"; a=b" * 100 + b"\r\n\r\nx\r\n--b--\r\n",
+    "fields": b"--b\r\n" + b"X: y\r\n" * 1_000_000 + b"\r\nx\r\n--b--",
+    "bare line ends": b"--b\n" + b"X: y\n" * 1_000_000 + b"\nx\n--b--",
+    "the second part": b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n--b\r\n' + b"X: y\r\n" * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("body", HEAVY_HEADS.values(), ids=HEAVY_HEADS)
+def test_heads_of_parts_that_would_take_long_to_read_are_refused_at_once(body: bytes) -> None:
+    started = time.process_time()
+    with pytest.raises(InvalidInput, match="too large a head"):
+        read(body, "multipart/form-data; boundary=b")
+    assert time.process_time() - started < 0.2
+
+
+def test_a_boundary_that_no_client_writes_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="70 characters"):
+        read(b"--" + b"b" * 71 + b"\r\n\r\n", f"multipart/form-data; boundary={'b' * 71}")

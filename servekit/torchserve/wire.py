@@ -1,6 +1,5 @@
 """Between HTTP and handlers: what a handler gets of a request, and answers and errors in TorchServe's dress."""
 
-import io
 import json
 import logging
 import re
@@ -30,7 +29,7 @@ from servekit.guardian import GONE
 from servekit.lean import PlainResponse
 from servekit.logs import request_id, tell_failure
 from servekit.middleware import new_id
-from servekit.payload import FORM, MAX_PARTS, MULTIPART, split_uploads
+from servekit.payload import FORM, MAX_PARTS, MULTIPART, parse_multipart, split_uploads
 from servekit.tensors import Tensors
 from servekit.torchserve import exposition
 from servekit.torchserve.refusals import NO_METHOD, NO_RESOURCE, STATUSES, Refusal
@@ -136,10 +135,8 @@ def _add_parts(parameters: dict[str, Parameter], request: Request) -> None:
         for name, found in uploads.items():
             parameters[name] = Parameter(name, found[-1].content_type or _UNKNOWN, found[-1].content)
         return
-    parser = request.make_form_data_parser()
-    parser.silent = False  # else a damaged form would be an empty one
     try:
-        _, form, files = parser.parse(io.BytesIO(body), MULTIPART, len(body), request.mimetype_params)
+        form, files = parse_multipart(request, body)
     except ValueError:
         raise InvalidInput(_DAMAGED) from None
     for name, values in form.lists():
