@@ -20,7 +20,9 @@ log = logging.getLogger(__name__)
 
 PROGRESS_BYTES = 2**18  # a client that takes so much of its answer has its time for the next as much
 MAX_BODIES = 8  # of the largest size may be there at a time; more would be a way to take a worker's memory
-RECEIVE_BYTES = 2**16  # of one client in one turn
+RECEIVE_BYTES = 2**16  # of one client in one turn, of a body
+# Of what may be heads: each byte more can be a request more, which is read and kept though others wait.
+HEAD_BYTES = 2**11
 STOP_SECONDS = 2.0  # a stopping worker waits so long for requests that are under way on idle connections
 
 _LATE = {
@@ -94,7 +96,8 @@ class Clients:
 
     def on_readable(self, connection: Connection) -> None:
         """Read what has arrived and go on with it."""
-        data = connection.read(RECEIVE_BYTES)
+        is_body = connection.parser.is_in_body or connection.phase is Phase.CLOSING
+        data = connection.read(RECEIVE_BYTES if is_body else HEAD_BYTES)
         if data is None:
             return
         if connection.is_reset:
@@ -107,6 +110,8 @@ class Clients:
             return
         if data:
             self._feed(connection, data)
+            if len(data) == HEAD_BYTES and connection.parser.is_in_body and (rest := connection.read(RECEIVE_BYTES)):
+                self._feed(connection, rest)
         else:
             connection.has_ended = True
         self._advance(connection)
@@ -117,8 +122,18 @@ class Clients:
         parser.feed(data)
         self._body_bytes += parser.body_bytes - before
         if parser.is_in_body and self._body_bytes > MAX_BODIES * self._limits.body:
-            self._body_bytes -= parser.body_bytes
-            parser.refuse(Refused(HTTPStatus.SERVICE_UNAVAILABLE, "The server holds too many bodies; try again later."))
+            self._make_room_for_bodies(connection)
+
+    def _make_room_for_bodies(self, newest: Connection) -> None:
+        """Refuse the largest body that is arriving: else whoever sends many large ones would shut out the small ones."""
+        arriving = [each for each in self._open if each.parser.is_in_body]
+        largest = max(arriving, key=lambda each: each.parser.body_bytes)
+        self._body_bytes -= largest.parser.body_bytes
+        largest.parser.refuse(
+            Refused(HTTPStatus.SERVICE_UNAVAILABLE, "The server holds too many bodies; try again later.")
+        )
+        if largest is not newest:  # which is looked at next anyway
+            self._advance(largest)
 
     def on_writable(self, connection: Connection) -> None:
         """Send more of an answer."""
