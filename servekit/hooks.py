@@ -237,7 +237,7 @@ def post_worker_init(worker: Worker) -> None:
     models = repository.models
     had_started = _startup.has_started()
     if _startup.add_ready():
-        log.info("%s", banner(worker.cfg, worker.sockets[0].getsockname(), models, _startup.workers))
+        log.info("%s", banner(worker.cfg, worker.sockets[0].getsockname(), models, _startup.workers, settings.has_keys))
         if reason := why_no_default(repository, settings):
             log.warning("The addresses of %s have no model to ask: %s", settings.platform, reason)
     elif had_started:
@@ -278,7 +278,7 @@ def refuse(error: StartupError) -> NoReturn:
     sys.exit(0)
 
 
-def banner(cfg: Config, address: Any, models: list[Any], workers: int) -> str:
+def banner(cfg: Config, address: Any, models: list[Any], workers: int, has_keys: bool = False) -> str:
     """Return what the server prints when it is ready: where it listens, what it holds, and a line to try."""
     if isinstance(address, tuple):
         scheme = "https" if cfg.is_ssl else "http"
@@ -288,7 +288,8 @@ def banner(cfg: Config, address: Any, models: list[Any], workers: int) -> str:
         curl = "curl"
     else:
         where, curl, url = f"unix:{address}", f"curl --unix-socket {address}", "http://localhost"
-    attempt = f'{curl} -X POST -d "value=5" {url}/predict'
+    key = "-H 'Authorization: Bearer KEY' " if has_keys else ""
+    attempt = f'{curl} {key}-X POST -d "value=5" {url}/predict'
     if all(model.name != "linear" for model in models):
         attempt = f"{curl} {url}/health"
     return (

@@ -497,6 +497,11 @@ def test_the_table_of_models_shows_workers_and_the_last_error() -> None:
     ]
 
 
+def test_a_port_that_is_none_is_one_sentence() -> None:
+    with pytest.raises(StartupError, match=r"127\.0\.0\.1:99999 is none; choose one up to 65535"):
+        require_free(("127.0.0.1", 99999))
+
+
 def test_models_lists_what_the_workers_of_a_server_hold(tmp_path: Path, store: Path) -> None:
     with serving(tmp_path, "--bind", "127.0.0.1:0", "--model-store", str(store), "--workers", "1") as server:
         ended = command(tmp_path, "models", "--model-store", str(store))

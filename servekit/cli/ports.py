@@ -24,6 +24,8 @@ def require_free(address: Address) -> None:
             listener.bind(address)
     except socket.gaierror:
         raise StartupError(f"The host of the address {where} is not known; choose another one.") from None
+    except OverflowError:
+        raise StartupError(f"The port of the address {where} is none; choose one up to 65535.") from None
     except OSError as error:
         raise StartupError(_reason(where, port, error)) from None
 
