@@ -21,8 +21,9 @@ log = logging.getLogger(__name__)
 PROGRESS_BYTES = 2**18  # a client that takes so much of its answer has its time for the next as much
 MAX_BODIES = 8  # of the largest size may be there at a time; more would be a way to take a worker's memory
 RECEIVE_BYTES = 2**16  # of one client in one turn, of a body
-# Of what may be heads: each byte more can be a request more, which is read and kept though others wait.
-HEAD_BYTES = 2**11
+# Of what may be heads: what is read can be many requests, which are kept though others wait. More of one that has begun
+# and is not complete: a large head would take many turns.
+HEAD_BYTES, MORE_HEAD_BYTES = 2**11, 2**13
 STOP_SECONDS = 2.0  # a stopping worker waits so long for requests that are under way on idle connections
 
 _LATE = {
@@ -96,8 +97,8 @@ class Clients:
 
     def on_readable(self, connection: Connection) -> None:
         """Read what has arrived and go on with it."""
-        is_body = connection.parser.is_in_body or connection.phase is Phase.CLOSING
-        data = connection.read(RECEIVE_BYTES if is_body else HEAD_BYTES)
+        size = self._bytes_to_read(connection)
+        data = connection.read(size)
         if data is None:
             return
         if connection.is_reset:
@@ -110,11 +111,17 @@ class Clients:
             return
         if data:
             self._feed(connection, data)
-            if len(data) == HEAD_BYTES and connection.parser.is_in_body and (rest := connection.read(RECEIVE_BYTES)):
+            is_more = len(data) == size < RECEIVE_BYTES and connection.parser.is_in_body
+            if is_more and (rest := connection.read(RECEIVE_BYTES)):
                 self._feed(connection, rest)
         else:
             connection.has_ended = True
         self._advance(connection)
+
+    def _bytes_to_read(self, connection: Connection) -> int:
+        if connection.parser.is_in_body or connection.phase is Phase.CLOSING:
+            return RECEIVE_BYTES
+        return MORE_HEAD_BYTES if connection.parser.is_in_head else HEAD_BYTES
 
     def _feed(self, connection: Connection, data: bytes) -> None:
         parser = connection.parser
