@@ -19,7 +19,8 @@ TOO_LATE = "The server was too busy to answer before the deadline; try again lat
 FULL = "The server is too busy to take this request; try again later."
 
 MAX_JOBS = 64  # of one request that wait at once: whoever sends a million rows makes no line of a million for the others
-MAX_REQUESTS = 500  # in a worker: half of Gunicorn's worker_connections, so that the others can be told to come later
+# In a worker, and as many that are not run yet: half of Gunicorn's worker_connections, so that others can be told to wait.
+MAX_REQUESTS = 500
 MAX_PARTS_BYTES = 16 * 2**20  # of an answer, given by the engine and not yet taken by the client
 
 Result = TypeVar("Result")

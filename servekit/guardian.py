@@ -22,8 +22,8 @@ from http import HTTPStatus
 from typing import Any, NoReturn
 
 from servekit.roster import say_why
+from servekit.watchdog import CHECKS
 
-CHECKS = 20  # of the clock within the time that a turn may take
 TEXT_BYTES = 1 << 14  # of the answers, for all ports
 MOST_DESCRIPTORS = 1 << 16
 LAST_WORDS_SECONDS = 0.2

@@ -9,11 +9,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from servekit.batcher import MAX_REQUESTS
 from servekit.connection import Connection
 from servekit.http1 import Request
 from servekit.line import CALM_SECONDS, SHARE, SHORT_SECONDS
 
-MAX_REQUESTS = 500  # that wait here; half of Gunicorn's worker_connections
 FEW = 16  # that are run in a slice or two, whatever the last ones took
 SLICE_SECONDS = 0.005  # of running requests, before the loop looks again at what has arrived
 

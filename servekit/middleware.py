@@ -15,7 +15,7 @@ from servekit.record import Record, record
 from servekit.trace import Trace, trace, trace_of
 
 DEADLINE = "servekit.deadline"  # environ key: a time of the monotonic clock, in seconds
-_REQUEST = "werkzeug.request"  # environ key: Flask's request, which knows the route that it matched
+REQUEST = "werkzeug.request"  # environ key: Flask's request, which knows the route that it matched
 _VARIANTS = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}  # of a UUID: the first digit of its fourth part
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class Meter:
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Any:
             now = time.monotonic()
-            rule = getattr(environ.get(_REQUEST), "url_rule", None)
+            rule = getattr(environ.get(REQUEST), "url_rule", None)
             route = metrics.UNMATCHED if rule is None else rule.rule
             environ[RECORD].route = "" if rule is None else route  # Flask forgets the request before others ask for it
             metrics.observe_request(environ["REQUEST_METHOD"], route, int(status[:3]), now - started)

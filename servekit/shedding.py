@@ -10,7 +10,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from servekit.config import CROWDED
 from servekit.line import Line, crowded, refused_by
-from servekit.middleware import DEADLINE
+from servekit.middleware import DEADLINE, REQUEST
 
 MAX_DOORS = 64  # remembered at a time; clients may send requests of as many kinds as they like
 
@@ -22,7 +22,6 @@ _KEYS = (
     *("HTTP_X_AMZN_SAGEMAKER_CUSTOM_ATTRIBUTES", "HTTP_X_MS_REQUEST_ID", "HTTP_X_MS_CLIENT_REQUEST_ID", "HTTP_TRACEID"),
 )
 _RETRY_AFTER = "Retry-After"
-_REQUEST = "werkzeug.request"
 BY_BODY = "servekit.by_body"  # environ key, set by a view: the body says which model is asked, so the next may ask another
 
 Answer = tuple[str, list[tuple[str, str]], list[bytes]]
@@ -74,14 +73,14 @@ class Shedding:
     def _at(self, door: Door, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         seen, is_sure = door.seen
         if is_sure and seen and door.line.refuses(environ[DEADLINE]):
-            environ[_REQUEST] = door
+            environ[REQUEST] = door
             status, headers, body = seen
             start_response(status, [*headers, (_RETRY_AFTER, str(door.line.retry_after))])
             return body
         told: list[Any] = []
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Any:
-            rule = getattr(environ.get(_REQUEST), "url_rule", None)  # Flask forgets the request when it is done
+            rule = getattr(environ.get(REQUEST), "url_rule", None)  # Flask forgets the request when it is done
             told[:] = [status, [header for header in headers if header[0] != _RETRY_AFTER], rule]
             return start_response(status, headers, exc_info)
 
