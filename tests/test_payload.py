@@ -7,7 +7,7 @@ import time
 
 import pytest
 from werkzeug.formparser import MultiPartParser
-from werkzeug.test import EnvironBuilder
+from werkzeug.test import EnvironBuilder, encode_multipart
 
 from servekit.errors import InvalidInput
 from servekit.payload import MAX_PARTS, BodyInMemory, Payload, Upload, read_payload, split_uploads
@@ -132,5 +132,12 @@ def test_heads_of_parts_that_would_take_long_to_read_are_refused_at_once(body: b
 
 
 def test_a_boundary_that_no_client_writes_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="70 characters"):
-        read(b"--" + b"b" * 71 + b"\r\n\r\n", f"multipart/form-data; boundary={'b' * 71}")
+    with pytest.raises(InvalidInput, match="200 characters"):
+        read(b"--" + b"b" * 201 + b"\r\n\r\n", f"multipart/form-data; boundary={'b' * 201}")
+
+
+def test_a_boundary_somewhat_over_the_standard_is_read_as_werkzeugs_test_client_writes_it() -> None:
+    boundary = "---------------WerkzeugFormPart_1795309606.12345670.00012345678901234567"
+    assert len(boundary) > 70
+    _, body = encode_multipart({"value": "5"}, boundary)
+    assert read(body, f'multipart/form-data; boundary="{boundary}"').one("value") == "5"
