@@ -14,6 +14,7 @@ from werkzeug.exceptions import HTTPException
 
 from servekit import access
 from servekit.batcher import TOO_LATE, Result, beside
+from servekit.codecs.pieces import freed_in_pieces
 from servekit.config import Settings
 from servekit.errors import DeadlineExceeded, InvalidInput, ModelNotFound, OutOfMemory, RequestError
 from servekit.exchange import RawRequest, RawResponse
@@ -182,7 +183,12 @@ def apart(size: int, step: Callable[[], Result]) -> Result:
     if size <= LARGE_BYTES:
         return step()
     until = deadline()
-    return beside(lambda: _large.run(size, until, step))
+
+    def run() -> Result:
+        with freed_in_pieces():
+            return step()
+
+    return beside(lambda: _large.run(size, until, run))
 
 
 def payload() -> Payload:

@@ -5,7 +5,15 @@ import tracemalloc
 
 import pytest
 
-from servekit.codecs.values import MAX_JSON_DEPTH, decode_base64, finite, parse_json, parse_number, require_shallow
+from servekit.codecs.values import (
+    MAX_JSON_COMMAS,
+    MAX_JSON_DEPTH,
+    decode_base64,
+    finite,
+    parse_json,
+    parse_number,
+    require_shallow,
+)
 from servekit.errors import InvalidInput
 
 
@@ -59,6 +67,12 @@ def test_a_long_string_costs_no_memory_of_its_own() -> None:
 def test_a_body_of_empty_lists_is_refused_before_it_is_parsed() -> None:
     with pytest.raises(InvalidInput, match="too many lists and objects"):
         parse_json(b"[" + b"[]," * 1_000_001 + b"[]]")
+
+
+def test_where_a_few_values_are_meant_a_table_is_refused_before_it_is_parsed() -> None:
+    assert parse_json(b'{"value": [' + b"1," * MAX_JSON_COMMAS + b"1]}")
+    with pytest.raises(InvalidInput, match="too many values"):
+        parse_json(b'{"value": [' + b"1," * (MAX_JSON_COMMAS + 1) + b"1]}")
 
 
 def test_many_brackets_that_are_not_deep_are_read() -> None:

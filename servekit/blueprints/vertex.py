@@ -102,10 +102,10 @@ def predict_raw_by_endpoint(project: str, location: str, endpoint_id: str) -> Re
     """Answer a body as it is, or one that Google's client has wrapped as `{"httpBody": ...}`, with one wrapped again."""
     require_plain(request)
     body, kind = request.get_data(cache=False), request.headers.get("Content-Type", "")
-    wrapped = None if kind.lower().startswith(_RAW) else ext.apart(len(body), lambda: load_json(body))
-    if not isinstance(wrapped, dict) or "httpBody" not in wrapped:
+    wrapped = None if kind.lower().startswith(_RAW) else ext.apart(len(body), lambda: _unwrapped(body))
+    if wrapped is None:
         return _json({"predictions": _predictions(body, kind)})
-    body, kind = _unwrapped(wrapped["httpBody"])
+    body, kind = wrapped
     answer = _dumped({"predictions": _predictions(body, kind)})
     return _json({"contentType": JSON, "data": base64.b64encode(answer).decode()})
 
@@ -154,8 +154,12 @@ def _tensors(body: bytes, kind: str, signature: Signature) -> Tensors:
     return rows_of(value["instances"], signature, takes_whole_floats=True)
 
 
-def _unwrapped(value: Any) -> tuple[bytes, str]:
-    """Return body and content type of google.api.HttpBody in JSON."""
+def _unwrapped(body: bytes) -> tuple[bytes, str] | None:
+    """Return body and content type of the google.api.HttpBody that `body`, JSON, wraps; None if it wraps none."""
+    document = load_json(body)
+    if not isinstance(document, dict) or "httpBody" not in document:
+        return None
+    value = document["httpBody"]
     if not isinstance(value, dict) or not isinstance(value.get("data", ""), str):
         raise InvalidInput("httpBody must be an object with contentType and data, in base64.")
     kind = value.get("contentType", JSON)

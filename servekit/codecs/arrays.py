@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from servekit.codecs.values import require_shallow
+from servekit.codecs.pieces import PIECE_BYTES, load_in_pieces
+from servekit.codecs.values import NOT_JSON, require_shallow
 from servekit.errors import InvalidInput
 from servekit.tensors import bytes_tensor
 
@@ -26,7 +27,17 @@ if find_spec("orjson"):
     _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 
     def _dumps(value: Any) -> bytes:
-        return orjson.dumps(value, option=_OPTIONS)
+        return orjson.dumps(_with_fragments(value), option=_OPTIONS)
+
+    def _with_fragments(value: Any) -> Any:
+        """Return `value` with large arrays written already, in pieces: written in one call they would stop all others."""
+        if isinstance(value, np.ndarray) and value.size > _MOST_AT_ONCE:
+            step = max(1, _MOST_AT_ONCE * len(value) // value.size)
+            pieces = [orjson.dumps(value[at : at + step], option=_OPTIONS)[1:-1] for at in range(0, len(value), step)]
+            return orjson.Fragment(b"[" + b",".join(pieces) + b"]")
+        if isinstance(value, dict):
+            return {name: _with_fragments(member) for name, member in value.items()}
+        return [_with_fragments(item) for item in value] if isinstance(value, list) and len(value) <= _FEW else value
 
 else:
 
@@ -38,6 +49,7 @@ else:
 
 _MAX_AXES = 64  # of numpy
 _MOST_AT_ONCE = 2**16  # values, which take milliseconds
+_FEW = 16  # outputs of a model, of which each may be large
 _UNEVEN = "The lists are uneven: all lists at one depth must have the same length."
 
 
@@ -46,11 +58,10 @@ def load_json(body: bytes) -> Any:
 
     Of a name that is given twice the last one counts.
     """
+    if len(body) > 2 * PIECE_BYTES:
+        return load_in_pieces(body, _load)
     require_shallow(body)
-    try:
-        return _loads(body)
-    except ValueError:
-        return _loads_with_constants(body)
+    return _load(body)
 
 
 def dump_json(value: Any) -> bytes:
@@ -79,28 +90,27 @@ def to_array(value: Any, dtype: np.dtype[Any], takes_whole_floats: bool = False)
         allowed = (int, float)
     if not kinds <= set(allowed):
         raise InvalidInput(f"The values must be {_WORDS[dtype.kind]}.")
+    array = np.empty(len(values), dtype)
+    has_floats = dtype.kind == "f" or float in kinds
     try:
-        if dtype.kind != "f" and float not in kinds:
-            return _joined([np.array(part, dtype) for part in _pieces(values)], dtype).reshape(shape)
-        # struct takes a third of the time that numpy takes for a list.
-        packed = [struct.pack(f"{len(part)}d", *part) for part in _pieces(values)]
-        source = np.frombuffer(bytearray().join(packed), np.float64)
+        for start in range(0, len(values), _MOST_AT_ONCE):
+            part = values[start : start + _MOST_AT_ONCE]
+            # struct takes a third of the time that numpy takes for a list.
+            source = np.frombuffer(struct.pack(f"{len(part)}d", *part)) if has_floats else np.array(part, dtype)
+            array[start : start + len(part)] = _narrowed(source, dtype) if has_floats else source
     except (OverflowError, struct.error):  # the second of an integer that no float can hold
         raise InvalidInput(f"A value is too large for {dtype.name}.") from None
-    return _narrowed(source, dtype).reshape(shape)
+    return array.reshape(shape)
 
 
-def _pieces(values: list[Any]) -> Iterator[list[Any]]:
+def _pieces(values: list[Any], most: int = _MOST_AT_ONCE) -> Iterator[list[Any]]:
     """Give `values` in pieces, between which other threads may run: what is done in C for millions would stop them all."""
-    if len(values) <= _MOST_AT_ONCE:
+    if len(values) <= most:
         yield values
         return
-    for start in range(0, len(values), _MOST_AT_ONCE):
-        yield values[start : start + _MOST_AT_ONCE]
-
-
-def _joined(arrays: list[NDArray[Any]], dtype: np.dtype[Any]) -> NDArray[Any]:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, dtype=dtype)
+    step = max(1, most)
+    for start in range(0, len(values), step):
+        yield values[start : start + step]
 
 
 def _kinds(level: list[Any]) -> set[type]:
@@ -118,11 +128,11 @@ def _sizes(level: list[list[Any]]) -> set[int]:
 
 
 def _elements(level: list[list[Any]]) -> list[Any]:
-    """Return the elements of lists in one list; the only list is not copied."""
+    """Return the elements of lists of one length in one list; the only list is not copied."""
     if len(level) == 1:
         return level[0]
     found: list[Any] = []
-    for part in _pieces(level):
+    for part in _pieces(level, _MOST_AT_ONCE // max(1, len(level[0]))):
         found += chain.from_iterable(part)
     return found
 
@@ -161,6 +171,13 @@ def _narrowed(source: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]
     return array
 
 
+def _load(text: bytes) -> Any:
+    try:
+        return _loads(text)
+    except ValueError:
+        return _loads_with_constants(text)
+
+
 _WORDS = {"b": "true or false", "i": "integers", "u": "integers", "f": "numbers"}
 
 
@@ -168,7 +185,7 @@ def _loads_with_constants(body: bytes) -> Any:
     try:
         return json.loads(body.decode(), parse_float=_finite_float, parse_int=_integer, parse_constant=_constant)
     except (ValueError, RecursionError):
-        raise InvalidInput("The body is not valid JSON.") from None
+        raise InvalidInput(NOT_JSON) from None
 
 
 def _finite_float(text: str) -> float:

@@ -13,30 +13,37 @@ from servekit.errors import InvalidInput
 
 MAX_JSON_DEPTH = 100  # deeper is no honest request, and a recursive parser pays for it
 MAX_JSON_CONTAINERS = 1_000_000  # an empty list is two bytes to send and sixty-four to hold
+MAX_JSON_COMMAS = 10_000  # where a few values are meant, none of them a table
+
+NOT_JSON = "The body is not valid JSON."
 
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _AS_LISTS = bytes.maketrans(b"{}", b"[]")
 _PIECE = 2**16  # bytes, which take a millisecond: for a whole body other threads would wait, and memory be taken
+_WINDOW = 2**20  # bytes, in which one of them is found as soon
 _FLOAT32_MAX = 3.4028234663852886e38
 
 
 def parse_json(body: bytes) -> Any:
-    """Parse a JSON body; raise InvalidInput for what RFC 8259 does not allow, a name given twice, or deep nesting."""
+    """Parse a JSON body of a few values; raise InvalidInput for what is none.
+
+    That is what RFC 8259 does not allow, a name given twice, deep nesting, or more than MAX_JSON_COMMAS.
+    """
     require_shallow(body)
+    if _count(body, b",", MAX_JSON_COMMAS) > MAX_JSON_COMMAS:
+        raise InvalidInput(f"The JSON holds too many values; it may have {MAX_JSON_COMMAS} commas here.")
     try:
         return json.loads(body.decode(), parse_constant=_refuse_constant, object_pairs_hook=_unique_members)
     except ValueError:  # bad JSON, bad UTF-8, or an integer of thousands of digits
-        raise InvalidInput("The body is not valid JSON.") from None
+        raise InvalidInput(NOT_JSON) from None
 
 
 def require_shallow(body: bytes) -> None:
     """Raise InvalidInput for JSON that is nested too deep, or holds too many lists and objects, to be parsed."""
-    brackets = body.count(b"[") + body.count(b"{")
+    brackets = require_few_containers(body)
     if brackets <= MAX_JSON_DEPTH:  # the usual case costs two scans
         return
-    if brackets > MAX_JSON_CONTAINERS:
-        raise InvalidInput(f"The JSON holds too many lists and objects; at most {MAX_JSON_CONTAINERS} are read.")
     marks = _brackets(body)
     for _ in range(MAX_JSON_DEPTH):  # each round takes the innermost ones away, without a loop of Python over them
         marks, before = marks.replace(b"[]", b""), marks
@@ -44,6 +51,24 @@ def require_shallow(body: bytes) -> None:
             break
     if b"[]" in marks or marks.count(b"[") > MAX_JSON_DEPTH:
         raise InvalidInput(f"The JSON is nested too deep; at most {MAX_JSON_DEPTH} levels are read.")
+
+
+def require_few_containers(body: bytes) -> int:
+    """Return how many lists and objects JSON can hold at most; raise InvalidInput if that is too many to be parsed."""
+    brackets = _count(body, b"[", MAX_JSON_CONTAINERS) + _count(body, b"{", MAX_JSON_CONTAINERS)
+    if brackets > MAX_JSON_CONTAINERS:
+        raise InvalidInput(f"The JSON holds too many lists and objects; at most {MAX_JSON_CONTAINERS} are read.")
+    return brackets
+
+
+def _count(body: bytes, mark: bytes, most: int) -> int:
+    """Return how often `mark` occurs in `body`; more than `most` need not be counted to the end."""
+    found = 0
+    for start in range(0, len(body), _WINDOW):
+        found += body.count(mark, start, start + _WINDOW)
+        if found > most:
+            break
+    return found
 
 
 def _brackets(body: bytes) -> bytes:
