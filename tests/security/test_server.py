@@ -91,8 +91,6 @@ CHUNKS = {
 @pytest.mark.parametrize("path", PATHS)
 def test_cve_2024_1135_nothing_that_is_ambiguous_is_run_and_nothing_behind_it(server: Server, path: str) -> None:
     """Gunicorn (CVE-2024-1135, CVE-2024-6827, CVE-2018-1000164) let a second request pass by behind the first."""
-    if server.text().count("gthread"):
-        pytest.skip("under gthread Gunicorn reads requests itself")
     second = request(path)
     before = count(server)
     cases = {name: request(path, fields, chunked(path)) for name, fields in HEADS.items()}
@@ -103,7 +101,8 @@ def test_cve_2024_1135_nothing_that_is_ambiguous_is_run_and_nothing_behind_it(se
         answer = exchanged(server, content + second)
         assert answer.count(b"HTTP/1.1 ") == 1, (name, answer)
         assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 501 ", b"HTTP/1.1 413 ")), (name, answer)
-        assert b"\r\nConnection: close\r\n" in answer, (name, answer)
+        # Gunicorn's own workers hang up as well, but do not say so where the application has refused.
+        assert b"\r\nConnection: close\r\n" in answer or "gthread" in server.text(), (name, answer)
     assert count(server) == before
     assert exchanged(server, second + second).count(b"HTTP/1.1 200 OK") == 2  # what is not ambiguous is run
     assert count(server) == before + 2
