@@ -14,6 +14,7 @@ from werkzeug.exceptions import HTTPException
 
 from servekit import access
 from servekit.batcher import TOO_LATE, Result, beside
+from servekit.codecs.compression import inflate
 from servekit.codecs.pieces import freed_in_pieces
 from servekit.config import Settings
 from servekit.errors import DeadlineExceeded, InvalidInput, ModelNotFound, OutOfMemory, RequestError
@@ -41,6 +42,7 @@ _SENTENCES = {
 
 
 LARGE_BYTES = 2**18  # of a body or of outputs: from here on reading and writing them takes tens of milliseconds
+GROWTH = 20  # how many times larger a compressed body may well be than it looks
 LARGE_AT_ONCE = 2**25  # bytes of them in one worker: what is read may take twenty times its place in the body
 
 
@@ -189,6 +191,15 @@ def apart(size: int, step: Callable[[], Result]) -> Result:
             return step()
 
     return beside(lambda: _large.run(size, until, run))
+
+
+def inflated_body() -> bytes:
+    """Return the body of the current request, inflated if it is compressed; raise as `inflate` does."""
+    body, encoding = request.get_data(cache=False), request.environ.get("HTTP_CONTENT_ENCODING")
+    if not encoding:
+        return body
+    limit = settings().max_body_bytes
+    return apart(min(limit, len(body) * GROWTH), lambda: inflate(body, encoding, limit))
 
 
 def payload() -> Payload:

@@ -12,7 +12,7 @@ from flask import Blueprint, Response, jsonify, request
 import servekit
 from servekit import ext
 from servekit.access import management, open_to_all
-from servekit.codecs.compression import deflate, inflate
+from servekit.codecs.compression import deflate
 from servekit.codecs.open_inference import quoted, read_request
 from servekit.codecs.open_inference_answers import write_response
 from servekit.errors import InvalidInput, ModelLoadError, ModelNotFound, ModelNotLoaded, NotReady, WorkersFailed
@@ -118,7 +118,7 @@ def infer(name: str, version: str | None = None) -> Response:
     """Answer by a model: JSON tensors, binary ones after the JSON, or one raw input; compressed if that is accepted."""
     model = find_model(name, version)
     signature, environ = ext.signature_of(model), request.environ
-    body = _sent()
+    body = ext.inflated_body()
     length = environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH")
     asked = ext.apart(len(body), lambda: read_request(body, length, model.name, signature))
     deadline, timeout = ext.deadline(), asked.parameters.timeout
@@ -164,7 +164,7 @@ def model_names() -> dict[str, list[str]]:
 @management
 def index() -> Response:
     """List every version in the store and its state; `{"ready": true}` asks for the loaded ones only."""
-    only_ready = read_parameters(_sent()).get("ready", False)
+    only_ready = read_parameters(ext.inflated_body()).get("ready", False)
     if type(only_ready) is not bool:
         raise InvalidInput("Invalid value for 'ready': expected a boolean")
     return jsonify(list_models(ext.repository(), ext.settings(), only_ready))
@@ -175,7 +175,7 @@ def index() -> Response:
 def load_model(name: str) -> Any:
     """Serve what the store holds of a model, in all workers; only where SERVEKIT_MANAGEMENT is on."""
     _require_management()
-    parameters = read_parameters(_sent()).get("parameters") or {}
+    parameters = read_parameters(ext.inflated_body()).get("parameters") or {}
     if not isinstance(parameters, dict):
         raise InvalidInput("The parameters of a load must be an object.")
     try:
@@ -193,7 +193,7 @@ def load_model(name: str) -> Any:
 def unload_model(name: str) -> dict[str, Any]:
     """Serve a model no more, in no worker; only where SERVEKIT_MANAGEMENT is on."""
     _require_management()
-    read_parameters(_sent())
+    read_parameters(ext.inflated_body())
     find_registered(name)
     unload(ext.repository(), name)
     return {"name": name, "unload": True}
@@ -285,12 +285,6 @@ def find_registered(name: str) -> None:
         raise ModelNotFound(f"Request for unknown model: {quoted(name)} is not found") from None
 
 
-def _sent() -> bytes:
-    """Return the body, inflated if it is compressed."""
-    body, encoding = request.get_data(cache=False), request.environ.get("HTTP_CONTENT_ENCODING")
-    return inflate(body, encoding, ext.settings().max_body_bytes) if encoding else body
-
-
 def _require_management() -> None:
     if not ext.settings().management:
         error = NotReady("explicit model load / unload is not allowed: SERVEKIT_MANAGEMENT is off")
@@ -305,7 +299,8 @@ def _unsupported(message: str) -> Response:
 def _answer(content: bytes, header_length: int | None, accepted: str) -> Response:
     encoding = accepted_encoding(accepted) if accepted and len(content) >= _WORTH_DEFLATING else ""
     if encoding:
-        content = deflate(content, encoding)
+        plain = content
+        content = ext.apart(len(plain), lambda: deflate(plain, encoding))
     response = PlainResponse(content, content_type=_JSON if header_length is None else _BINARY)
     if header_length is not None:
         response.headers[HEADER_LENGTH] = str(header_length)

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from servekit import ext
 from servekit.access import open_to_all, require_model
 from servekit.codecs.arrays import dump_json, load_json
-from servekit.codecs.compression import inflate
 from servekit.codecs.instances import columns_of, outputs_of, predictions_of, rows_of, zero_row, zeros_of
 from servekit.desired import Entry
 from servekit.errors import InvalidInput, ModelNotFound, Overloaded, RequestError
@@ -134,7 +133,7 @@ def predict(name: str, version: str | None = None) -> Response:
     """
     model = _model(name, version)
     signature = ext.signature_of(model)
-    body = _body()
+    body = ext.inflated_body()
     tensors, is_rows = ext.apart(len(body), lambda: _sent(body, signature))
     answer = model.predict(tensors, ext.deadline())
 
@@ -154,7 +153,7 @@ def classify(name: str, version: str | None = None) -> Response:
     output = next((tensor.name for tensor in signature.outputs if signature.labels.get(tensor.name)), None)
     if output is None:
         raise InvalidInput(f"Expected classification signature method_name to be {_CLASSIFY}. Was: {_PREDICT}")
-    body = _body()
+    body = ext.inflated_body()
     scores = model.predict(ext.apart(len(body), lambda: _examples(body, signature)), ext.deadline())[output]
     labels = signature.labels[output]
     labels += ("",) * (scores.shape[-1] - len(labels))
@@ -171,7 +170,7 @@ def regress(name: str, version: str | None = None) -> Response:
     signature = ext.signature_of(model)
     if not _is_regression(signature):
         raise InvalidInput(f"Expected regression signature method_name to be {_REGRESS}. Was: {_PREDICT}")
-    body = _body()
+    body = ext.inflated_body()
     tensors = ext.apart(len(body), lambda: _examples(body, signature))
     numbers = model.predict(tensors, ext.deadline())[signature.outputs[0].name]
     return ext.apart(numbers.nbytes, lambda: _json({"results": np.ascontiguousarray(numbers).reshape(-1)}))
@@ -231,11 +230,6 @@ def _model(name: str, version: str | None = None) -> Model:
     except ModelNotFound:
         asked = f"Latest({name})" if version is None else f"Specific({name}, {version})"
         raise ModelNotFound(f"Servable not found for request: {asked}") from None
-
-
-def _body() -> bytes:
-    encoding = request.headers.get("Content-Encoding", "")
-    return inflate(request.get_data(cache=False), encoding, ext.settings().max_body_bytes)
 
 
 def _sent(body: bytes, signature: Signature) -> tuple[dict[str, NDArray[Any]], bool]:
