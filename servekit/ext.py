@@ -204,7 +204,9 @@ def inflated_body() -> bytes:
 
 def payload() -> Payload:
     """Return what the current request carries, read on first use; raise as `read_payload` does."""
-    return cast(BodyInMemory, request).payload
+    sent: BodyInMemory = request._get_current_object()  # type: ignore[attr-defined]
+    length = sent.content_length
+    return apart(len(sent.get_data()) if length is None else length, lambda: sent.payload)
 
 
 def error_response(message: str, status: int) -> Response:
