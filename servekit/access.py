@@ -16,7 +16,7 @@ from servekit import metrics
 from servekit.config import Settings
 from servekit.desired import Desired, Entry
 from servekit.errors import Forbidden, ForeignSite, ModelNotFound, TooManyRequests, Unauthorized
-from servekit.keys import INFERENCE, MANAGEMENT, METRICS, Key, Keyring, holder
+from servekit.keys import INFERENCE, JUDGES, MANAGEMENT, METRICS, Key, Keyring, holder
 from servekit.model import Model
 from servekit.repository import Repository
 from servekit.tally import Tally
@@ -115,7 +115,9 @@ def init_app(app: Flask, settings: Settings, tally: Tally | None) -> None:
     Raises SettingError for keys that cannot be used.
     """
     access = app.extensions[_KEY] = Access(app, settings, tally)
+    app.extensions[JUDGES] = {}
     if access.keyring is not None:
+        app.extensions[JUDGES][""] = access.keyring.knows
         app.before_request(partial(access.check, access.keyring))
 
 

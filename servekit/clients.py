@@ -66,6 +66,8 @@ class Clients:
         self._ready: deque[Connection] = deque()  # to be looked at in this turn, though nothing may arrive
         self._body_bytes = 0  # of all bodies that are arriving, or whose requests run
         self._has_unread_answers = False  # since they were counted last
+        # By the server's port, and for all others by "": says whether a value of Authorization holds a key.
+        self.judges: Mapping[str, Callable[[str], bool]] = {}
         self.is_stopping = False
 
     def __len__(self) -> int:
@@ -78,7 +80,8 @@ class Clients:
 
     def add(self, sock: socket.socket, environ: dict[str, Any]) -> None:
         """Take over a new connection; `environ` is what the environs of its requests share."""
-        connection = Connection(sock, RequestParser(self._limits), environ)
+        knows = self.judges.get(environ["SERVER_PORT"], self.judges.get("")) if self.judges else None
+        connection = Connection(sock, RequestParser(self._limits, knows), environ)
         self._open.add(connection)
         # Not keep-alive's time: nothing has been answered yet.
         connection.phase, connection.since = Phase.IDLE, time.monotonic()

@@ -8,6 +8,7 @@ import dataclasses
 import io
 import re
 from collections import deque
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -16,6 +17,9 @@ import httptools
 MAX_HEAD_BYTES = 2**16  # of a whole head, unless Gunicorn's limits allow one line more
 MAX_LENGTH_DIGITS = 20  # of a Content-Length; with zeros in front it could have thousands
 MAX_FRAMING_BYTES = 2**18  # of chunk sizes, extensions and trailers: a body in crumbs costs more than its bytes
+# Of the body of a client without a key, where keys are asked for: an ordinary small request is refused in the ordinary way,
+# and its connection goes on.
+MAX_STRANGERS_BODY = 2**16
 
 # Visible ASCII (RFC 3986), without the fragment that a client never sends.
 _TARGET = re.compile(rb"(/|https?://[^/?#@]+(?=[/?]|\Z)|\*\Z)[!\"$-~]*", re.IGNORECASE)
@@ -54,7 +58,7 @@ class Limits:
 
 
 class Request:
-    """A request whose body has arrived, or is above the limit: then `is_cut`, and none of it is held."""
+    """A request whose body has arrived, or is more than its client may send: then `is_cut`, and none of it is held."""
 
     __slots__ = ("body", "expects_continue", "fields", "host", "is_cut", "keep_alive", "length", "method", "target", "version")
 
@@ -70,6 +74,11 @@ class Request:
         self.is_cut = False
         self.keep_alive = True
         self.expects_continue = False
+
+    @property
+    def authorization(self) -> str:
+        """The header Authorization as the application will find it, "" without one."""
+        return ",".join(value.decode("latin-1") for name, value in self.fields if name.lower() == b"authorization")
 
     # What Gunicorn's logger and the users' hooks read of a request.
 
@@ -97,16 +106,21 @@ class Request:
 class RequestParser:
     """Feeds the bytes of one connection to httptools; `requests` are those complete, `refusal` ends the connection."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, knows: Callable[[str], bool] | None = None) -> None:
+        """`knows` says whether a value of Authorization holds a key; None where nobody needs one.
+
+        It is asked when a body is announced that is large or waits for `100 Continue`, or when one grows large.
+        """
         self.requests: deque[Request] = deque()
         self.refusal: Refused | None = None
         self.is_closed = False  # nothing more will be read, because of a refusal or a request that is the last one
-        self._limits, self._head_limit = limits, limits.head
+        self._limits, self._head_limit, self._knows = limits, limits.head, knows
         self._request: Request | None = None  # the one that is arriving
         self._in_body = False
         self._body: bytes | io.BytesIO = b""  # joined as it arrives: joined at its end, it would be there twice
         self._fed = 0  # bytes since the part of the request that is arriving began
         self._target_bytes = self._head_bytes = self._body_bytes = 0
+        self._may_be_strange = False  # nobody has looked for a key of the request that is arriving, or it has none
         self._was_kept_alive, self._was_cut = True, False  # the last request that is complete
         self._parser: Any = httptools.HttpRequestParser(self)
 
@@ -204,6 +218,7 @@ class RequestParser:
         """Begin a request."""
         self._request = Request()
         self._body = b""
+        self._may_be_strange = self._knows is not None
         self._target_bytes = self._head_bytes = self._body_bytes = 0
 
     def on_url(self, target: bytes) -> None:
@@ -253,7 +268,7 @@ class RequestParser:
             request.expects_continue = True
 
     def on_headers_complete(self) -> None:
-        """Judge the head; end the reading here if the body is announced as too large."""
+        """Judge the head; end the reading here if the body is announced as too large, or a stranger would be told to send it."""
         request, parser = self._request, self._parser
         assert request is not None
         request.version = parser.get_http_version()
@@ -276,14 +291,14 @@ class RequestParser:
             return  # it is read again, see _without_upgrade
         self._in_body = True
         self._fed = 0
-        if request.length is not None and request.length > self._limits.body:
+        if self._is_too_large(request.length or 0) or request.expects_continue and self._is_strange():
             self._complete(is_cut=True)
             raise _Stop
 
     def on_body(self, data: bytes) -> None:
         """Take a piece of the body; end the reading once there is more than may be."""
         self._body_bytes += len(data)
-        if self._body_bytes > self._limits.body:
+        if self._is_too_large(self._body_bytes):
             self._complete(is_cut=True)
             raise _Stop
         if not self._body:
@@ -293,6 +308,17 @@ class RequestParser:
             first, self._body = self._body, io.BytesIO()
             self._body.write(first)
         self._body.write(data)
+
+    def _is_too_large(self, size: int) -> bool:
+        """Return True if `size` bytes are more of a body than the client may send."""
+        return size > self._limits.body or size > MAX_STRANGERS_BODY and self._is_strange()
+
+    def _is_strange(self) -> bool:
+        """Return True if the request that is arriving has no key though one is needed; a known key is looked for once."""
+        request = self._request
+        if self._may_be_strange and self._knows is not None and request is not None:
+            self._may_be_strange = not self._knows(request.authorization)
+        return self._may_be_strange
 
     def on_message_complete(self) -> None:
         """Put the request among those that are complete."""

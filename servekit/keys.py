@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 INFERENCE, METRICS, MANAGEMENT = "inference", "metrics", "management"
 SCOPES = (INFERENCE, METRICS, MANAGEMENT)
+JUDGES = "servekit.judges"  # of an application's extensions: by port, "" for all others, what says whether a header holds a key
 MAX_KEYS = 1000  # each is compared with what a client sends
 
 _MEMBERS = ("name", "key", "sha256", "scope", "models", "rate_limit")
@@ -69,6 +70,10 @@ class Keyring:
             self._mark = _mark_of(self._path)
             self._keys = self._read(self._path)
         _require_limits(self._keys)
+
+    def knows(self, authorization: str) -> bool:
+        """Return True if `authorization`, a header, holds a key, whatever that is good for."""
+        return self.find(authorization) is not None
 
     @property
     def keys(self) -> Sequence[Key]:

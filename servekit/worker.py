@@ -34,6 +34,7 @@ from servekit.gateway import Gateway, Response, refusal
 from servekit.guardian import AN_ANSWER, NOTHING, SAY_WHERE, STUCK, THE_REST, Guardian
 from servekit.hooks import worker_stops
 from servekit.http1 import Limits, Refused, Request
+from servekit.keys import JUDGES
 from servekit.memory import return_freed_memory
 from servekit.roster import say_why
 from servekit.watchdog import Watchdog
@@ -104,9 +105,7 @@ class Worker(base.Worker):
         self.refusals, self.shortage = Refusals(observe_refusal, observe_shed), Shortage()
         self.intake = Intake(settings.deadline_seconds, self.start)
         turns, note = self.turns, self.refusals.note
-        self.clients = Clients(
-            self.selector, limits, seconds, self.arrive, note, turns.park, turns.resume, turns.abandon
-        )
+        self.clients = Clients(self.selector, limits, seconds, self.arrive, note, turns.park, turns.resume, turns.abandon)
         # Gunicorn's configuration looks names up slowly, and these are needed for every request.
         self.pre_request, self.post_request = cfg.pre_request, cfg.post_request
         if self.pre_request is PreRequest.pre_request and self.log.loglevel > logging.DEBUG:
@@ -115,6 +114,7 @@ class Worker(base.Worker):
         self.observe_connections, self.observe_shed = observe_connections, observe_shed
         use_runner(self.turns)
         super().load_wsgi()
+        self.clients.judges = getattr(self.wsgi, "extensions", {}).get(JUDGES, {})
 
     def wake(self) -> None:
         """Make the loop turn; called from any thread."""

@@ -16,6 +16,7 @@ from servekit import access
 from servekit.app import create_app
 from servekit.config import Settings
 from servekit.ext import repository_of
+from servekit.keys import JUDGES
 from servekit.repository import Repository
 from tests import triton_models
 from tests.handler_archives import write as write_modules
@@ -139,6 +140,13 @@ def test_what_is_no_key_opens_nothing(case: Case, sent: dict[str, Any]) -> None:
         for method in ("GET", "POST", "DELETE"):
             answer = ask(case.app, method, path, port=case.ports[0], **sent)
             assert answer.status_code == case.refused and ANY not in answer.text, (method, path)
+
+
+def test_a_missing_key_is_said_before_a_body_that_is_too_large(case: Case) -> None:
+    for port in case.ports:
+        for path in sorted(paths_of(case.app) - case.open):
+            answer = ask(case.app, "POST", path, port=port, environ_overrides={"CONTENT_LENGTH": str(2**40)})
+            assert answer.status_code == case.refused, (path, port, answer.status)
 
 
 def test_a_key_for_inference_manages_nothing(case: Case) -> None:
@@ -378,7 +386,7 @@ def test_who_has_opened_the_server_may_use_its_names(store: Path) -> None:
 
 def test_keys_cost_nothing_where_there_are_none(store: Path) -> None:
     app = create_app(Settings(model_store=store))
-    assert not app.before_request_funcs
+    assert not app.before_request_funcs and not app.extensions[JUDGES]
     with app.test_request_context("/"):
         assert access.visible(app, repository_of(app)) is repository_of(app)
     assert isinstance(repository_of(with_keys(store)), Repository)

@@ -151,6 +151,9 @@ def test_a_rate_is_shared_by_the_workers_and_no_log_holds_a_key(store: Path, tmp
             ours, owners = ([("authorization", f"Bearer {key}")] for key in (KEY, OWNER))
             assert gateway.call("Check").status == 1 and gateway.call("ServerReady").ready
             assert gateway.refusal("ModelInfer", {"model_name": "linear"})[0] is StatusCode.UNAUTHENTICATED
+            tensor = {"name": "x", "datatype": "UINT8", "shape": [20, 2**20]}
+            large = {"model_name": "linear", "inputs": [tensor], "raw_input_contents": [bytes(20 * 2**20)]}
+            assert gateway.refusal("ModelInfer", large)[0] is StatusCode.UNAUTHENTICATED
             assert gateway.refusal("RepositoryIndex", metadata=ours)[0] is StatusCode.PERMISSION_DENIED
             assert gateway.refusal("ModelMetadata", {"name": "linear"}, metadata=ours)[0] is StatusCode.RESOURCE_EXHAUSTED
             assert {model.name for model in gateway.call("RepositoryIndex", metadata=owners).models} == {"linear", "mnist"}

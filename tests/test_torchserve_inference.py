@@ -12,6 +12,7 @@ from servekit.blueprints import torchserve_inference
 from servekit.desired import Entry
 from servekit.engines.torchserve import HandlerRequest, HandlerResponse
 from servekit.errors import DeadlineExceeded, HandlerFailed, OutOfMemory, Overloaded
+from servekit.keys import JUDGES
 from tests.fakes_torchserve import Behave, FakeRepository, echo, error_of, make_app
 
 OPTIONS = {"response_timeout": 7, "loaded_at_startup": True}
@@ -268,6 +269,17 @@ def test_every_path_asks_for_the_inference_key(tmp_path: Path) -> None:
     assert client.get("/nowhere", headers=holds).status_code == 404
     assert error_of(client.get("/"))[0] == 405
     assert client.options("/").status_code == client.get("/api-description").status_code == 200
+
+
+def test_the_key_is_asked_for_before_a_body_that_is_too_large(tmp_path: Path) -> None:
+    client, _ = serve(tmp_path, "max_request_size=2000")
+    key = json.loads((tmp_path / "key_file.json").read_text())["inference"]["key"]
+    assert error_of(client.post("/predictions/noop", data=b"x" * 2001))[1] == "InvalidKeyException"
+    answer = client.post("/predictions/noop", data=b"x" * 2001, headers={"Authorization": f"Bearer {key}"})
+    assert error_of(answer)[1] == "PayloadTooLargeException"
+    judges = client.application.extensions[JUDGES]
+    assert judges.keys() == {"8080", "8081"}  # those of the contract by default; its metrics need no key
+    assert all(knows(f"Bearer {key}") and not knows(f"Bearer {key[:-1]}") for knows in judges.values())
 
 
 def test_other_sites_may_read_the_answers_if_the_properties_say_so(tmp_path: Path) -> None:

@@ -58,6 +58,16 @@ def test_each_key_opens_its_own_address(tmp_path: Path) -> None:
         assert not holds(tokens, INFERENCE, authorization)
 
 
+def test_each_key_makes_its_holder_known(tmp_path: Path) -> None:
+    path = tmp_path / "key_file.json"
+    write_keys(path, 60)
+    tokens = Tokens(path, 60)
+    assert all(tokens.knows(f"Bearer {key}") for key in keys_of(path).values())
+    assert not any(map(tokens.knows, ("", "Bearer ", "Bearer x")))
+    path.unlink()
+    assert not tokens.knows("Bearer x")
+
+
 def test_a_key_expires(tmp_path: Path) -> None:
     path = tmp_path / "key_file.json"
     write_keys(path, 0.0001)

@@ -19,8 +19,8 @@ from servekit.torchserve.registry import current, is_archive
 from servekit.torchserve.tokens import INFERENCE
 
 bp = Blueprint("torchserve_inference", __name__)
-bp.before_request(bound_body)
 bp.before_request(partial(require_key, INFERENCE))
+bp.before_request(bound_body)
 render = partial(guarded, INFERENCE)  # every error at this address
 
 OPEN_INFERENCE_PROTOCOL = "oip"

@@ -17,8 +17,8 @@ from servekit.torchserve.registry import Outcome, current
 from servekit.torchserve.tokens import MANAGEMENT
 
 bp = Blueprint("torchserve_management", __name__)
-bp.before_request(bound_body)
 bp.before_request(partial(require_key, MANAGEMENT))
+bp.before_request(bound_body)
 render = partial(guarded, MANAGEMENT)  # every error at this address
 
 _ANY = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]

@@ -26,6 +26,7 @@ from servekit.errors import (
     VersionNotFound,
     WorkersFailed,
 )
+from servekit.keys import JUDGES
 from servekit.model import Model
 from servekit.repository import Repository
 from servekit.torchserve.entries import FORMAT, Loader
@@ -228,6 +229,9 @@ def init_app(app: Flask, repository: Repository, properties: Properties, keys: P
     is_open = properties.disable_token_authorization
     tokens = None if is_open else Tokens(keys, properties.token_expiration_min)
     app.extensions[_KEY] = TorchServe(properties, tokens, Registry(repository, properties, loader))
+    if tokens is not None:
+        ports = properties.inference_address.port, properties.management_address.port
+        app.extensions[JUDGES].update({str(port): tokens.knows for port in ports})
 
 
 def current() -> TorchServe:

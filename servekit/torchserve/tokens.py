@@ -45,6 +45,10 @@ class Tokens:
         if not self._holds(name, authorization):
             raise _failed("Authorization")
 
+    def knows(self, authorization: str) -> bool:
+        """Return True if `authorization`, a header, holds one of the keys, whatever that opens."""
+        return any(self._holds(name, authorization) for name in (MANAGEMENT, INFERENCE, RENEWAL))
+
     def renew(self, name: str | None, authorization: str | None) -> None:
         """Make a new management or inference key, for all workers; raise Refusal unless the header holds the API key."""
         if name not in (MANAGEMENT, INFERENCE) or not self._holds(RENEWAL, authorization):
