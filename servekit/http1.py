@@ -115,6 +115,7 @@ class RequestParser:
         self.refusal: Refused | None = None
         self.is_closed = False  # nothing more will be read, because of a refusal or a request that is the last one
         self._limits, self._head_limit, self._knows = limits, limits.head, knows
+        self._open_to_all = limits.body if knows is None else min(limits.body, MAX_STRANGERS_BODY)  # bytes of a body
         self._request: Request | None = None  # the one that is arriving
         self._in_body = False
         self._body: bytes | io.BytesIO = b""  # joined as it arrives: joined at its end, it would be there twice
@@ -291,14 +292,15 @@ class RequestParser:
             return  # it is read again, see _without_upgrade
         self._in_body = True
         self._fed = 0
-        if self._is_too_large(request.length or 0) or request.expects_continue and self._is_strange():
+        length = request.length or 0
+        if length > self._open_to_all and self._is_too_large(length) or request.expects_continue and self._is_strange():
             self._complete(is_cut=True)
             raise _Stop
 
     def on_body(self, data: bytes) -> None:
         """Take a piece of the body; end the reading once there is more than may be."""
         self._body_bytes += len(data)
-        if self._is_too_large(self._body_bytes):
+        if self._body_bytes > self._open_to_all and self._is_too_large(self._body_bytes):
             self._complete(is_cut=True)
             raise _Stop
         if not self._body:
@@ -310,8 +312,8 @@ class RequestParser:
         self._body.write(data)
 
     def _is_too_large(self, size: int) -> bool:
-        """Return True if `size` bytes are more of a body than the client may send."""
-        return size > self._limits.body or size > MAX_STRANGERS_BODY and self._is_strange()
+        """Return True if `size` bytes of a body, more than everyone may send, are more than this client may."""
+        return size > self._limits.body or self._is_strange()
 
     def _is_strange(self) -> bool:
         """Return True if the request that is arriving has no key though one is needed; a known key is looked for once."""
