@@ -690,6 +690,36 @@ def test_the_real_server_refuses(front: Gateway) -> None:
     assert front.call("ServerReady").ready
 
 
+# Where the process has been started with the keys of the server.
+
+
+def test_strangers_are_turned_away_unread_and_the_server_has_the_last_word(fake: Fake, tmp_path: Path) -> None:
+    known, other = "a-key-that-both-know", "a-key-of-the-server-only"
+
+    def answers(seen: Seen) -> Any:
+        if seen.headers.get("authorization") not in (f"Bearer {known}", f"Bearer {other}"):
+            return json_answer({"error": "No key."}, 401)
+        return infer_answer() if "infer" in seen.path else json_answer({})
+
+    fake.answers = answers
+    variables = {"SERVEKIT_INFERENCE_KEY": known, "SERVEKIT_MAX_BODY_BYTES": "2000000"}
+    with serving(tmp_path / "log", fake.url, "--processes", "2", **variables) as gateway:
+        refused = (StatusCode.UNAUTHENTICATED, "No key.")
+        large = request(raw_input_contents=[bytes(5_000_000)])  # RESOURCE_EXHAUSTED if it were read
+        for name, call in (("ModelInfer", large), ("ModelInfer", {}), ("RepositoryModelLoad", {})):
+            assert gateway.refusal(name, call, wait_for_ready=True) == refused
+        calls = gateway.stub("ModelStreamInfer")(iter([large]), timeout=10)
+        with pytest.raises(grpc.RpcError, match="No key"):
+            next(calls)
+        assert [(seen.method, seen.path, seen.body) for seen in fake.seen] == [("GET", "/v2", b"")] * 4
+        fake.seen.clear()
+        for key, count in ((known, 1), (other, 2)):
+            assert gateway.call("ModelInfer", request(), metadata=[("authorization", f"Bearer {key}")]).outputs
+            assert len(fake.seen) == count
+            fake.seen.clear()
+        assert gateway.refusal("ServerLive") == refused and fake.seen[0].path == "/v2/health/live"  # the server's to say
+
+
 # The process and its group.
 
 

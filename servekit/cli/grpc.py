@@ -15,6 +15,7 @@ from servekit.config import Settings
 from servekit.entrance import is_loopback
 from servekit.errors import StartupError
 from servekit.grpc.group import command_of, pipe, reserve, run_group
+from servekit.keys import Keyring
 
 BIND, SERVER = "127.0.0.1:8001", "http://127.0.0.1:5001"
 NEEDED = {"grpc": "grpcio", "google.protobuf": "protobuf", "httptools": "httptools"}
@@ -44,7 +45,7 @@ def _run(options: argparse.Namespace) -> int:
         raise StartupError("--processes must be a number above 0.")
     settings = Settings.from_environ(os.environ)
     _require_closed(settings, host.strip("[]"), options.bind)
-    limit = settings.max_body_bytes
+    limit, keyring = settings.max_body_bytes, Keyring(settings) if settings.has_keys else None
     if port:
         require_free((host.strip("[]"), port))
     logging.basicConfig(format="%(asctime)s %(levelname)s [%(process)d] %(message)s")
@@ -52,7 +53,10 @@ def _run(options: argparse.Namespace) -> int:
         return _run_group(host, port, server, limit, options.processes)
     from servekit.grpc.server import serve
 
-    asyncio.run(serve(f"{host}:{port}", server, limit, started=lambda port: _say(f"{host}:{port}", options.server)))
+    def say(port: int) -> None:
+        _say(f"{host}:{port}", options.server)
+
+    asyncio.run(serve(f"{host}:{port}", server, limit, started=say, keyring=keyring))
     return 0
 
 

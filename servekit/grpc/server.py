@@ -3,14 +3,16 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
 
 from servekit.errors import StartupError
 from servekit.grpc.connections import Connections
+from servekit.grpc.guard import Guard
 from servekit.grpc.service import Service
+from servekit.keys import Keyring
 
 GRACE_SECONDS = 25.0  # below the 30 s after which orchestrators kill
 HEADROOM_BYTES = 2**20  # above the largest HTTP body: names, shapes and what else a message has beside its tensors
@@ -24,11 +26,13 @@ async def serve(
     is_shared: bool = False,
     lifeline: int | None = None,
     started: Callable[[int], None] = lambda port: None,
+    keyring: Keyring | None = None,
 ) -> None:
     """Serve gRPC on `bind`, asking the HTTP server at `server`, until SIGTERM or SIGINT; `started` is told the port.
 
     `is_shared` lets other processes listen there, too. A `lifeline` is the reading end of a pipe: when no process holds
-    its other end any more, this one ends. Raises StartupError if the address cannot be listened on.
+    its other end any more, this one ends. With a `keyring`, that of the server, strangers are turned away unread. Raises
+    StartupError if the address cannot be listened on.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -38,7 +42,8 @@ async def serve(
         loop.add_reader(lifeline, stop.set)
     connections = Connections(*server)
     service = Service(connections, max_body_bytes)
-    listener = _listen(service, bind, max_body_bytes + HEADROOM_BYTES, is_shared)
+    guards = [Guard(keyring.knows, connections)] if keyring else []
+    listener = _listen(service, guards, bind, max_body_bytes + HEADROOM_BYTES, is_shared)
     await listener[0].start()
     started(listener[1])
     await stop.wait()
@@ -49,13 +54,15 @@ async def serve(
     connections.close()
 
 
-def _listen(service: Service, bind: str, max_message_bytes: int, is_shared: bool) -> tuple[Any, int]:
+def _listen(
+    service: Service, guards: Sequence[Guard], bind: str, max_message_bytes: int, is_shared: bool
+) -> tuple[Any, int]:
     options = [
         ("grpc.so_reuseport", int(is_shared)),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", -1),
     ]
-    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MAX_CALLS)
+    server = grpc.aio.server(interceptors=guards, options=options, maximum_concurrent_rpcs=MAX_CALLS)
     server.add_generic_rpc_handlers(service.handlers())
     port = 0
     with contextlib.suppress(RuntimeError):

@@ -225,12 +225,17 @@ class Service:
         self, method: str, path: str, context: Any, headers: Mapping[str, str] | None = None, body: Sequence[bytes] = ()
     ) -> Answer:
         """Send one request with what the call's metadata pass on; return the answer, whose id goes back with the call."""
-        passed = {name: value for name, value in context.invocation_metadata() or () if name in _PASSED_ON}
+        passed = passed_on(context.invocation_metadata())
         answer = await self._connections.request(method, path, passed | dict(headers or {}), body)
         identity = answer.headers.get(_REQUEST_ID.encode(), b"").decode("latin-1")
         if identity and VALUE.fullmatch(identity):
             context.set_trailing_metadata(((_REQUEST_ID, identity),))
         return answer
+
+
+def passed_on(metadata: Any) -> dict[str, str]:
+    """Return what of a call's metadata the server is given as the header of a request."""
+    return {name: value for name, value in metadata or () if name in _PASSED_ON}
 
 
 # (the request streams, the answer streams) -> what makes gRPC's handler; a handler of both reads and writes by itself
