@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from servekit.cgroup import core_quotas
 from servekit.errors import SettingError
 from servekit.platforms import AUTO, NONE, PLATFORMS, SAGEMAKER, platform_of
 
@@ -159,7 +160,7 @@ def usable_cores(root: Path = _ROOT) -> int:
     `root` is where /proc and /sys are looked for. At least 1; a quota of 1.5 cores counts as 2, so that none is idle.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([affinity, *_cgroup_quotas(root)]))
+    return max(1, min([affinity, *core_quotas(root)]))
 
 
 def visible_gpus(environ: Mapping[str, str], root: Path = _ROOT) -> int:
@@ -185,34 +186,3 @@ def _read(name: str, kind: type, text: str) -> Any:
         return float(text) if kind is float else int(text) if kind is int else text
     except ValueError:
         raise SettingError(f"{PREFIX}{name.upper()} must be a number.") from None
-
-
-def _cgroup_quotas(root: Path) -> list[int]:
-    """Return the core quotas of this process's control group and its parents (cgroup v2, then v1), rounded up."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:  # not Linux
-        return []
-    quotas = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        # In a container the path may be that of the host; the mount's own root then holds the quota.
-        base = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
-        group = base / path.lstrip("/")
-        for folder in [group, *group.parents]:
-            if folder.is_relative_to(base):
-                quotas += _quota_of(folder)
-    return quotas
-
-
-def _quota_of(folder: Path) -> list[int]:
-    for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
-        try:
-            words = " ".join((folder / name).read_text() for name in names).split()
-        except OSError:
-            continue
-        if words[0] not in ("max", "-1"):
-            return [math.ceil(int(words[0]) / int(words[1]))]
-    return []

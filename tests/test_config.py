@@ -63,7 +63,7 @@ def test_cores_are_those_of_the_affinity(tmp_path: Path) -> None:
         os.sched_setaffinity(0, before)
 
 
-@pytest.mark.parametrize(("quota", "cores"), [("max 100000", None), ("50000 100000", 1), ("100000 100000", 1)])
+@pytest.mark.parametrize(("quota", "cores"), [("max 100000", None), ("", None), ("50000 100000", 1), ("100000 100000", 1)])
 def test_cores_are_cut_by_a_quota_of_cgroup_v2(tmp_path: Path, quota: str, cores: int | None) -> None:
     write(tmp_path / "proc/self/cgroup", "0::/app/child\n")
     write(tmp_path / "sys/fs/cgroup/app/cpu.max", quota)

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"errors", "config", "platforms", "logs", "memory", "descriptors", "record", "trace", "keys", "tally"},
+    {"errors", "config", "platforms", "logs", "memory", "descriptors", "cgroup", "record", "trace", "keys", "tally"},
     {"tensors", "metrics", "exchange", "rates"},
     {"codecs", "spec", "signature", "desired", "bells", "state", "stores", "archive", "unpacking", "imports", "ts", "triton"},
     {"engines", "handlers", "batcher"},

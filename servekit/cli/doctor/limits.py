@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from servekit.cli.doctor.cgroup import limit_of, number_in
+from servekit.cgroup import limit_of, number_in
 from servekit.cli.doctor.report import Section, size
 from servekit.config import MULTIPROCESS_DIR, Settings
 

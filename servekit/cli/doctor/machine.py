@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from servekit.cli.doctor.cgroup import limit_of, number_in
+from servekit.cgroup import limit_of, number_in
 from servekit.cli.doctor.report import Section, size
 from servekit.config import usable_cores, visible_gpus
 

@@ -1,5 +1,6 @@
 """What the control groups of this process allow it: cgroup v2, then v1."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,12 @@ def limit_of(root: Path, controller: str, names: tuple[str, str]) -> tuple[int, 
         if value is not None and value < _BOUNDLESS:
             found.append((value, folder))
     return min(found, default=None, key=lambda each: each[0])
+
+
+def core_quotas(root: Path) -> list[int]:
+    """Return the quotas of cores of this process's group and its parents, rounded up; `root` is where /proc and /sys are."""
+    quotas = (_quota_of(folder, is_v1) for folder, is_v1 in _folders(root, "cpu"))
+    return [quota for quota in quotas if quota is not None]
 
 
 def number_in(path: Path) -> int | None:
@@ -43,3 +50,13 @@ def _folders(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
         for folder in [group, *group.parents]:
             if folder.is_relative_to(base):
                 yield folder, bool(controllers)
+
+
+def _quota_of(folder: Path, is_v1: bool) -> int | None:
+    """Return the cores that a folder of a group allows, rounded up; None if it sets no quota."""
+    names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if is_v1 else ("cpu.max",)
+    try:
+        quota, period = (int(word) for name in names for word in (folder / name).read_text().split())
+    except (OSError, ValueError):  # it says nothing, or the word "max"
+        return None
+    return math.ceil(quota / period) if quota > 0 and period > 0 else None  # v1 writes "no quota" as -1
