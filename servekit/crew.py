@@ -3,13 +3,17 @@
 No worker stops before another is ready in its place.
 """
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from gunicorn.arbiter import Arbiter
+from gunicorn.config import Config
 
+from servekit.errors import ServekitError, StartupError
 from servekit.state import State
 
 SHARE_AT_A_TIME = 0.25  # of the workers that a reload replaces
@@ -43,14 +47,16 @@ def follow_number(server: Arbiter, state: State) -> None:
     server.manage_workers = manage_as_desired
 
 
-def hand_over(server: Arbiter, state: State, why_not: Callable[[], str]) -> None:
-    """Let a reload of `server` replace its workers little by little; `why_not` says why there is to be none, or "".
+def hand_over(server: Arbiter, state: State, take: Callable[[Config], object]) -> None:
+    """Let a reload of `server` replace its workers little by little; `take` is given its configuration before.
+
+    If `take` raises a ServekitError, there is no reload, and nothing has changed.
 
     Gunicorn starts all new workers, stops all old ones at once, and hears no signal until those have ended. Here some
     start at a time, so that those who serve meanwhile keep cores and memory, and the master goes on. A reload that
     follows before the last one is done makes what has started out of date, too; several at once are one.
     """
-    reload, manage, spawn = server.reload, server.manage_workers, _spawn_if_possible(server)
+    read, reload, manage, spawn = server.app.reload, server.reload, server.manage_workers, _spawn_if_possible(server)
     is_asked = False
     last_old = 0  # the age of the youngest worker that is to be replaced
 
@@ -76,8 +82,11 @@ def hand_over(server: Arbiter, state: State, why_not: Callable[[], str]) -> None
 
     def reload_if_servable() -> None:
         nonlocal last_old
-        if reason := why_not():
-            log.error("Not reloaded, the old workers go on: %s", reason)
+        try:
+            with _read_ahead(server) as cfg:
+                take(cfg)
+        except ServekitError as error:
+            log.error("Not reloaded, the old workers go on: %s", error)
             return
         patience = None
 
@@ -86,13 +95,11 @@ def hand_over(server: Arbiter, state: State, why_not: Callable[[], str]) -> None
             patience = server.cfg.graceful_timeout  # what Gunicorn is about to wait for the old workers
             server.cfg.set("graceful_timeout", 0)
 
-        server.spawn_worker, server.manage_workers = _nothing, do_not_wait
+        server.app.reload, server.spawn_worker, server.manage_workers = _nothing, _nothing, do_not_wait
         try:
-            if not _reload_if_readable(server, reload):
-                log.error("Not reloaded, the old workers go on: Gunicorn's configuration cannot be read.")
-                return
+            reload()
         finally:
-            server.spawn_worker, server.manage_workers = spawn, manage_and_replace
+            server.app.reload, server.spawn_worker, server.manage_workers = read, spawn, manage_and_replace
             if patience is not None:
                 server.cfg.set("graceful_timeout", patience)
         last_old = server.worker_age
@@ -100,18 +107,36 @@ def hand_over(server: Arbiter, state: State, why_not: Callable[[], str]) -> None
     server.spawn_worker, server.manage_workers, server.reload = spawn, manage_and_replace, ask
 
 
-def _reload_if_readable(server: Arbiter, reload: Callable[[], None]) -> bool:
-    """Reload `server`; return False if its configuration cannot be read: Gunicorn has said why, and would end of it."""
-    cfg, variables = server.cfg, dict(os.environ)
+@contextlib.contextmanager
+def _read_ahead(server: Arbiter) -> Iterator[Config]:
+    """Read the configuration that a reload of `server` would take, and give it; what the block raises makes it unread.
+
+    Raises StartupError if it cannot be read: Gunicorn says why, and would end the master.
+    """
+    before, variables, path = server.cfg, dict(os.environ), list(sys.path)
     try:
-        reload()
-    except SystemExit:
-        if server.cfg is not cfg:  # it was read, and something else went wrong
+        _take_out(before)
+        server.app.reload()
+        yield server.app.cfg
+    except (ServekitError, SystemExit) as error:
+        server.app.cfg, sys.path[:] = before, path
+        os.environ.clear()
+        os.environ.update(variables)
+        with contextlib.suppress(OSError):  # the folder is not there any more
+            os.chdir(before.chdir)
+        if isinstance(error, ServekitError):
             raise
-        server.app.cfg = cfg
-        os.environ.update(variables)  # Gunicorn had taken out those that the configuration sets
-        return False
-    return True
+        reason = error.code if isinstance(error.code, str) else "Gunicorn's configuration cannot be read."
+        raise StartupError(reason) from None
+
+
+def _take_out(cfg: Config) -> None:
+    """Let the environment be what it was before `cfg` had set variables, as Gunicorn does before it reads anew."""
+    for name in cfg.env:
+        if name in cfg.env_orig:
+            os.environ[name] = cfg.env_orig[name]
+        else:
+            os.environ.pop(name, None)
 
 
 def _spawn_if_possible(server: Arbiter) -> Callable[[], Any]:

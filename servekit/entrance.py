@@ -4,22 +4,19 @@ It loads nothing that starts threads.
 """
 
 import ipaddress
-import logging
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from gunicorn import systemd
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config
 
-from servekit.config import PREFIX, Settings, seal_keys
-from servekit.errors import SettingError, StartupError
+from servekit.config import Settings, seal_keys
+from servekit.errors import SettingError
 from servekit.keys import Keyring
 from servekit.tally import Tally
-
-log = logging.getLogger("servekit")
 
 _FDS = "GUNICORN_FD"  # Gunicorn's variable: the sockets that a new master takes over from an old one
 _OPEN_TO_ALL = (
@@ -37,17 +34,21 @@ def prepare(server: Arbiter) -> None:
     """
     global _tally
     seal_keys(os.environ)
-    settings = Settings.from_environ(os.environ)
-    if settings.has_keys:
-        Keyring(settings)
-    require_closed(settings, addresses_of(server.cfg))
+    require_entrance(Settings.from_environ(os.environ), addresses_of(server.cfg))
     _tally = Tally()
-    _guard_reloads(server)
+    _seal_after_reloads(server)
 
 
 def shared_tally() -> Tally | None:
     """Return what the workers of this server count requests in; None outside Gunicorn."""
     return _tally
+
+
+def require_entrance(settings: Settings, addresses: Iterable[Any]) -> None:
+    """Raise StartupError for keys that cannot be used, and for an address, as in `require_closed`, that is open to strangers."""
+    if settings.has_keys:
+        Keyring(settings)
+    require_closed(settings, addresses)
 
 
 def require_closed(settings: Settings, addresses: Iterable[Any]) -> None:
@@ -101,32 +102,12 @@ def _torchserve_ports(settings: Settings) -> set[int]:
     return {address.port for address in properties_of(settings).addresses}
 
 
-def _guard_reloads(server: Arbiter) -> None:
-    """Let a reload of `server` take no configuration that could not have been started with."""
-    setup, taken = server.setup, (server.cfg.bind, _variables())
+def _seal_after_reloads(server: Arbiter) -> None:
+    """Let a reload of `server` leave no key in the environment: Gunicorn's `raw_env` brings them back."""
+    setup = server.setup
 
-    def setup_closed(app: Any) -> None:
-        nonlocal taken
+    def setup_sealed(app: Any) -> None:
         setup(app)
-        seal_keys(os.environ)  # Gunicorn's raw_env may have brought them back
-        try:
-            require_closed(Settings.from_environ(os.environ), addresses_of(server.cfg))
-        except StartupError as error:
-            log.error("The addresses and settings of before go on: %s", error)
-            server.cfg.set("bind", taken[0])
-            server.address = server.cfg.address
-            _restore(taken[1])
-        else:
-            taken = server.cfg.bind, _variables()
+        seal_keys(os.environ)
 
-    server.setup = setup_closed
-
-
-def _variables() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
-
-
-def _restore(variables: Mapping[str, str]) -> None:
-    for name in _variables():
-        del os.environ[name]
-    os.environ.update(variables)
+    server.setup = setup_sealed

@@ -11,7 +11,6 @@ import logging
 import math
 import mmap
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,12 +23,13 @@ from gunicorn.workers.base import Worker
 
 import servekit
 from servekit import entrance
-from servekit.config import MULTIPROCESS_DIR, Settings
+from servekit.config import Settings
 from servekit.crew import announce_stop, follow_number, hand_over, keep_instances, keep_number
 from servekit.desired import Desired
-from servekit.errors import Overloaded, StartupError
+from servekit.errors import StartupError
 from servekit.logs import ACCESS_LOGGER, TextFormatter, configure_handler, is_worth_a_line, marked, trace_of_access
 from servekit.metrics import prepare_folder, set_serving
+from servekit.reloads import require_startable, require_usable, take_newest
 from servekit.roster import Roster
 from servekit.state import State
 from servekit.stores import entries_of
@@ -38,8 +38,6 @@ SLOTS_PER_WORKER = 3  # those that start while others stop, and some to spare
 NO_EXIT_STATUS = -1
 _READY, _REFUSED = 0, 1  # places of the counts that workers share while they start
 RESPAWN_PAUSE_SECONDS = 2.0  # between two tries of a worker that cannot load its models while others serve
-RELOAD_PATIENCE_SECONDS = 5.0  # with a change of the models that is under way, which may need the master meanwhile
-TRIAL_SECONDS = 300.0  # for the models of a reload to load; the master does nothing else meanwhile
 
 log = logging.getLogger("servekit")
 
@@ -53,15 +51,12 @@ class Logger(glogging.Logger):
         Gunicorn calls this first of all, so what cannot be used is refused here: a RuntimeError is printed as one
         sentence before it exits.
         """
-        if cfg.preload_app:
-            raise RuntimeError("preload_app cannot be used: each worker loads its own models. Leave it off.")
-        if cfg.workers < 1:
-            raise RuntimeError("A server needs at least one worker; set WEB_CONCURRENCY or --workers to 1 or more.")
-        super().setup(cfg)
         try:
+            require_usable(cfg)
             log_format = Settings.from_environ(os.environ).log_format
         except StartupError as error:
             raise RuntimeError(str(error)) from None
+        super().setup(cfg)
         for handler in [*self.error_log.handlers, *self.access_log.handlers]:
             if getattr(handler, "_gunicorn", False):  # not those of the user's own --log-config
                 configure_handler(handler, log_format)
@@ -174,25 +169,24 @@ _worker: Worker | None = None  # this process, if it is a worker
 
 
 def on_starting(server: Arbiter) -> None:
-    """Prepare the master: what its workers share, what they should serve, a guard for reloads."""
+    """Prepare the master: what its workers share, what they should serve, what a reload must have."""
     global _startup, _roster
     prepare_folder()
     _roster = Roster(server)
     try:
         entrance.prepare(server)
         settings = Settings.from_environ(os.environ)
-        _prepare_state(server, settings)
+        state = _prepare_state(server, settings)
     except StartupError as error:
         raise RuntimeError(f"servekit cannot start: {error}") from None  # Gunicorn prints it, and exits
     _startup = StartupState(server.num_workers)
-    assert _state is not None
     if settings.torchserve or settings.multi_model:
         # A reload gives new workers what the old ones have: what is served changes by requests only.
-        keep_number(server, _state)
-        hand_over(server, _state, lambda: "")
+        keep_number(server, state)
+        hand_over(server, state, lambda cfg: require_startable(server, cfg))
     else:
-        keep_instances(server, _state)
-        hand_over(server, _state, lambda: _why_not_servable(server.cfg) or _look_again(server.num_workers))
+        keep_instances(server, state)
+        hand_over(server, state, lambda cfg: take_newest(server, cfg, state))
 
 
 def pre_fork(server: Arbiter, worker: Worker) -> None:
@@ -312,27 +306,12 @@ def _sleep_unless_stopped(worker: Worker, seconds: float) -> None:
         time.sleep(0.02)
 
 
-def _why_not_servable(cfg: Config) -> str:
-    """Return why a worker started now could not serve, or "": load the application in a process of its own."""
-    variables = {name: value for name, value in os.environ.items() if name != MULTIPROCESS_DIR}
-    # Those who are served meanwhile come first, but the master waits for this.
-    trial = "import os; os.nice(5); from servekit.app import application; application()"
-    command = [sys.executable, "-c", trial]
-    try:
-        ended = subprocess.run(
-            command, cwd=cfg.chdir, env=variables, capture_output=True, text=True, timeout=TRIAL_SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        return f"the models did not load within {TRIAL_SECONDS:.0f} seconds"
-    return "" if ended.returncode == 0 else (ended.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-
-
 def _listing(models: list[Any]) -> str:
     return ", ".join(f"{model.name}/{model.version}" for model in models)
 
 
-def _prepare_state(server: Arbiter, settings: Settings) -> None:
-    """Make what the workers share about the models, and let Gunicorn keep as many workers as it says.
+def _prepare_state(server: Arbiter, settings: Settings) -> State:
+    """Make what the workers share about the models, and let Gunicorn keep as many workers as it says; return it.
 
     Raises StartupError for what the operator has named and cannot be served.
     """
@@ -355,6 +334,7 @@ def _prepare_state(server: Arbiter, settings: Settings) -> None:
     follow_number(server, state)
     announce_stop(server, state)
     _outlive_exit_statuses(server)
+    return state
 
 
 def _outlive_exit_statuses(server: Arbiter) -> None:
@@ -367,21 +347,3 @@ def _outlive_exit_statuses(server: Arbiter) -> None:
         reap()
 
     server.reap_workers = reap_workers
-
-
-def _look_again(workers: int) -> str:
-    """Let the workers that a reload starts serve what is in the store now; the old ones are about to stop.
-
-    Returns why that cannot be, or "".
-    """
-    assert _state is not None
-    settings = Settings.from_environ(os.environ)
-    try:
-        with _state.change(RELOAD_PATIENCE_SECONDS) as desired:
-            fresh = Desired.of(entries_of(settings, workers), desired.generation)
-            _state.write(fresh, wakes=False)
-    except Overloaded as error:
-        return str(error)
-    except OSError as error:
-        return f"what is to be served cannot be written down ({error.strerror})"
-    return ""

@@ -19,10 +19,10 @@ import pytest
 from servekit.cli import background, main, parser
 from servekit.cli.check import check_at, own_lines
 from servekit.cli.models import rows_of, table
-from servekit.cli.ports import holder_of, require_free
 from servekit.cli.torchserve import environ_of, exposure_of, located, read_properties
 from servekit.desired import Desired, Entry
 from servekit.errors import ModelLoadError, SettingError, StartupError
+from servekit.ports import holder_of, require_free
 from servekit.state import Report
 from servekit.torchserve.properties import NamedArchive, Properties
 from tests.server import ROOT, Server, children, environment, free_ports, wait_for

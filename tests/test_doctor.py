@@ -19,9 +19,9 @@ from servekit.cli.doctor.machine import machine, memory
 from servekit.cli.doctor.packages import packages
 from servekit.cli.doctor.ports import ports
 from servekit.cli.doctor.report import Section, Weight, advice_of, as_json, as_text, size, would_start
-from servekit.cli.ports import require_free
 from servekit.config import Settings
 from servekit.errors import StartupError
+from servekit.ports import require_free
 from tests import networks
 from tests.server import ROOT, environment, running
 from tests.versions import edit, write_regressor

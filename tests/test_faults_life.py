@@ -3,6 +3,7 @@
 Others stand in test_worker_life, test_gunicorn, test_live and test_limits.
 """
 
+import os
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from servekit.app import create_app
 from servekit.config import Settings
 from servekit.crew import follow_number, hand_over
 from servekit.engines.torch import TorchEngine
-from servekit.errors import ModelLoadError
+from servekit.errors import ModelLoadError, StartupError
 from servekit.ext import repository_of
 from servekit.gateway import refusal
 from servekit.guardian import AN_ANSWER, Guardian
@@ -130,9 +131,9 @@ class FakeArbiter:
         self.stopped: list[int] = []
         self.fails = False
         self.is_readable = True
-        self.app = SimpleNamespace(cfg=None)
-        self.cfg = SimpleNamespace(graceful_timeout=25, workers=workers, enable_backlog_metric=False)
+        self.cfg = SimpleNamespace(graceful_timeout=25, workers=workers, enable_backlog_metric=False, env={}, chdir=".")
         self.cfg.set = lambda name, value: setattr(self.cfg, name, value)
+        self.app = SimpleNamespace(cfg=self.cfg, reload=self.read)
         self._last_logged_active_worker_count = None
         self.log = SimpleNamespace(debug=lambda *_, **__: None)
 
@@ -154,10 +155,12 @@ class FakeArbiter:
     def staying(self) -> list[int]:
         return sorted(set(self.WORKERS) - set(self.stopped))
 
-    def reload(self) -> None:
+    def read(self) -> None:
+        self.app.cfg = SimpleNamespace()
         if not self.is_readable:
-            self.app.cfg = SimpleNamespace()
             sys.exit(1)
+
+    def reload(self) -> None:
         last = self.worker_age
         for _ in range(self.cfg.workers):
             self.spawn_worker()
@@ -189,12 +192,12 @@ class FakeState:
         return self.slots
 
 
-def master(workers: int, why_not: Callable[[], str] = lambda: "") -> tuple[Any, FakeState]:
+def master(workers: int, take: Callable[[Any], object] = lambda cfg: None) -> tuple[Any, FakeState]:
     """Return a master whose workers are all ready."""
     server: Any = FakeArbiter(workers)
     state: Any = FakeState(server)
     follow_number(server, state)
-    hand_over(server, state, why_not)
+    hand_over(server, state, take)
     server.manage_workers()
     state.known = set(server.WORKERS)
     return server, state
@@ -252,10 +255,15 @@ def test_a_reload_amid_a_reload_replaces_what_has_started_too() -> None:
 
 
 def test_a_reload_that_is_refused_starts_and_stops_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    server, _ = master(3, lambda: "the disk is on fire")
+    def refuse(cfg: Any) -> None:
+        os.environ["SET_BY_THE_CONFIGURATION"] = "x"
+        raise StartupError("the disk is on fire")
+
+    server, _ = master(3, refuse)
     server.reload()
     server.manage_workers()
-    assert (server.staying, server.stopped) == ([1, 2, 3], [])
+    assert (server.staying, server.stopped, server.app.cfg) == ([1, 2, 3], [], server.cfg)
+    assert "SET_BY_THE_CONFIGURATION" not in os.environ
     assert "Not reloaded, the old workers go on: the disk is on fire" in caplog.text
 
 

@@ -8,13 +8,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"errors", "config", "platforms", "logs", "memory", "descriptors", "cgroup", "record", "trace", "keys", "tally"},
+    {"errors", "config", "platforms", "logs", "memory", "descriptors", "cgroup", "ports", "record", "trace", "keys", "tally"},
     {"tensors", "metrics", "exchange", "rates"},
     {"codecs", "spec", "signature", "desired", "bells", "state", "stores", "archive", "unpacking", "imports", "ts", "triton"},
     {"engines", "handlers", "batcher"},
     {"line", "model", "loading", "ensemble"},
     {"repository"},
-    {"payload", "ext", "lean", "access", "entrance", "middleware", "shedding", "tracing", "hooks", "crew", "follow"}
+    {"payload", "ext", "lean", "access", "entrance", "middleware", "shedding", "tracing", "hooks", "crew", "reloads", "follow"}
     | {"torchserve", "openapi", "serving"}
     | {"board", "clients", "connection", "gateway", "guardian", "http1", "intake", "refusals", "roster"}
     | {"turns", "watchdog", "worker"},

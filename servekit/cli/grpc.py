@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
-from servekit.cli.ports import require_free
 from servekit.config import Settings
 from servekit.entrance import is_loopback
 from servekit.errors import StartupError
 from servekit.grpc.group import command_of, pipe, reserve, run_group
 from servekit.keys import Keyring
+from servekit.ports import require_free
 
 BIND, SERVER = "127.0.0.1:8001", "http://127.0.0.1:5001"
 NEEDED = {"grpc": "grpcio", "google.protobuf": "protobuf", "httptools": "httptools"}

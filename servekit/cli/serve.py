@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from servekit.cli.ports import require_free
 from servekit.config import PREFIX
 from servekit.platforms import positive, require_safe_ports
+from servekit.ports import require_free
 
 APPLICATION = "servekit.app:application()"
 _OURS = ["--config", "python:servekit.server"]

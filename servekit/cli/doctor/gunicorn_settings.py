@@ -114,6 +114,7 @@ def _main() -> None:
     sys.path.insert(0, os.getcwd())
     before = dict(os.environ)
     from servekit.cli.serve import APPLICATION, with_settings
+    from servekit.reloads import speaks
 
     sys.argv = ["gunicorn", *with_settings([]), APPLICATION]
     from gunicorn.app.wsgiapp import WSGIApplication
@@ -124,9 +125,9 @@ def _main() -> None:
     origins = {name: "GUNICORN_CMD_ARGS" if given.get(name) is not None else _origin(name, values[name]) for name in NAMES}
     values["worker_class"] = cfg.worker_class_str
     try:
-        values["speaks"] = not hasattr(cfg.worker_class, "leaves") or not (cfg.is_ssl or cfg.proxy_protocol != "off")
-    except RuntimeError as error:
-        sys.exit(f"{str(error).partition(': ')[0]}, of the setting worker_class")
+        values["speaks"] = speaks(cfg)
+    except SettingError as error:
+        sys.exit(str(error))
     told = {**values, "address": cfg.address, "origins": origins, "variables": _variables(before, {**os.environ, **cfg.env})}
     print(_MARK + json.dumps(told, default=str))
 

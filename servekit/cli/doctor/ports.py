@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from servekit.cli.doctor.report import Section
-from servekit.cli.ports import holder_of, require_free
 from servekit.config import PREFIX, Settings
 from servekit.entrance import is_loopback, require_closed
 from servekit.errors import SettingError, StartupError
 from servekit.keys import Keyring
 from servekit.platforms import require_safe_ports
+from servekit.ports import holder_of, require_free
 
 
 def ports(

@@ -1,9 +1,10 @@
-"""Whether an address can be listened on, and if not, which process is in the way."""
+"""Whether an address can be listened on, and if not, what is in the way."""
 
 import errno
 import os
 import pwd
 import socket
+import stat
 from pathlib import Path
 
 from servekit.errors import StartupError
@@ -18,16 +19,30 @@ def require_free(address: Address) -> None:
     host, port = address
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        with socket.socket(family, socket.SOCK_STREAM) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Gunicorn will
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:  # as Gunicorn decides
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):
         raise StartupError(f"The host of the address {where} is not known; choose another one.") from None
     except OverflowError:
         raise StartupError(f"The port of the address {where} is none; choose one up to 65535.") from None
     except OSError as error:
         raise StartupError(_reason(where, port, error)) from None
+
+
+def require_path(path: str) -> None:
+    """Raise StartupError if Gunicorn could make no socket at `path`: it takes the place of an old one only."""
+    folder = Path(path).parent
+    try:
+        is_taken = not path.startswith("\0") and not stat.S_ISSOCK(os.stat(path).st_mode)
+    except FileNotFoundError:
+        is_taken = False
+    except OSError as error:
+        raise StartupError(f"The socket {path} cannot be made: {error.strerror}; choose another path.") from None
+    if is_taken:
+        raise StartupError(f"{path} is there and is no socket; choose another path.")
+    if not path.startswith("\0") and not os.access(folder, os.W_OK | os.X_OK):
+        raise StartupError(f"The folder of the socket {path} is not there or cannot be written; choose another path.")
 
 
 def holder_of(port: int, proc: Path = _PROC) -> str:
