@@ -77,7 +77,8 @@ def hand_over(server: Arbiter, state: State, take: Callable[[Config], object]) -
         old = sum(server.WORKERS[pid].age <= last_old for pid in staying)
         starting = len(set(staying) - state.ready())
         at_a_time = max(1, round(server.num_workers * SHARE_AT_A_TIME))
-        for _ in range(min(old, at_a_time - starting, state.room())):
+        to_come = old - (len(staying) - server.num_workers)  # of the old some were told to stop, and have not heard it yet
+        for _ in range(min(to_come, at_a_time - starting, state.room())):
             spawn()
 
     def reload_if_servable() -> None:

@@ -178,6 +178,7 @@ class FakeState:
         self.workers = server.num_workers
         self.known: set[int] = set()
         self.slots = 9
+        self.is_heard = True
 
     def note_extra(self, workers: int) -> None:
         assert workers == 0
@@ -186,7 +187,7 @@ class FakeState:
         return self.known
 
     def leaving(self) -> set[int]:
-        return set(self.server.stopped)
+        return set(self.server.stopped) if self.is_heard else set()
 
     def room(self) -> int:
         return self.slots
@@ -229,6 +230,18 @@ def test_a_configuration_that_cannot_be_read_ends_nobody(caplog: pytest.LogCaptu
     server.reload()
     server.manage_workers()
     assert server.staying == [1, 2, 3]
+
+
+def test_a_reload_starts_no_worker_for_one_that_has_not_heard_yet_that_it_is_to_stop() -> None:
+    server, state = master(2)
+    server.reload()
+    for _ in range(3):
+        state.is_heard = False
+        server.manage_workers()
+        state.is_heard = True
+        server.manage_workers()
+        state.known = set(server.WORKERS)
+    assert (sorted(server.WORKERS), server.staying) == ([1, 2, 3, 4], [3, 4])
 
 
 def test_many_workers_are_replaced_a_quarter_at_a_time_and_never_more_than_there_is_room_for() -> None:
