@@ -48,7 +48,6 @@ YIELD_SECONDS = 0.002  # a worker leaves a new connection to those that hold few
 LEFT_OVER_SECONDS = 0.001  # what is found so soon after that has been there meanwhile
 GARBAGE_OBJECTS = 10_000  # between two collections; a turn makes thousands of objects that reference counting frees
 STUCK_SHARE = 0.9  # of Gunicorn's timeout: the watchdog answers before Gunicorn kills
-
 LAST_WORDS_SECONDS = 1.0
 
 FAILED = "The server failed; its log says why."
@@ -180,6 +179,8 @@ class Worker(base.Worker):
                 continue
             if mask & selectors.EVENT_WRITE and not client.is_gone:
                 self.clients.attend(client, self.clients.on_writable)
+                if client.phase is Phase.IDLE:  # all of its answer has been taken
+                    self.guardian.note(client.sock.fileno(), NOTHING)
             if mask & selectors.EVENT_READ and not client.is_gone:
                 self.clients.attend(client, self.clients.on_readable)
             if time.monotonic() - self.turn_began > TURN_SECONDS:

@@ -67,6 +67,19 @@ def test_whoever_a_worker_holds_when_it_dies_is_answered(dying: PlainServer) -> 
     assert "requests that it held were answered 503" in dying.text()
 
 
+@pytest.mark.slow
+def test_who_has_read_a_long_answer_slowly_and_asked_again_is_answered_when_the_worker_dies(tmp_path: Path) -> None:
+    with plain(tmp_path) as server, server.client(receive_buffer=4096) as reader, server.client() as other:
+        reader.send(GET % b"big?mb=3")
+        time.sleep(0.2)  # it fills the socket, and the rest waits in the worker
+        assert len(reader.answer().body) == 3 * 2**20
+        other.send(GET % b"busy?ms=5000")
+        time.sleep(0.2)  # the worker reads nothing now
+        reader.send(GET % b"echo")
+        os.kill(server.workers()[0], signal.SIGKILL)
+        assert [answer.status for answer in reader.last_answers()] == [503]
+
+
 GUARDED = """
 import os, signal, socket, sys
 from servekit.gateway import refusal
