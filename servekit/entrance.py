@@ -77,20 +77,21 @@ def addresses_of(cfg: Config) -> list[Any]:
     descriptors = [*range(systemd.SD_LISTEN_FDS_START, systemd.SD_LISTEN_FDS_START + given)]
     descriptors += [int(text) for text in os.environ.get(_FDS, "").split(",") if text]
     descriptors += [address for address in cfg.address if isinstance(address, int)]
-    return [address for address in cfg.address if not isinstance(address, int)] + list(map(_name_of, descriptors))
+    return [address for address in cfg.address if not isinstance(address, int)] + list(map(name_of, descriptors))
 
 
-def _is_loopback(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
-
-
-def _name_of(descriptor: int) -> Any:
+def name_of(descriptor: int) -> Any:
+    """Return where a socket that the server is given listens, (host, port) or a path; raise SettingError if it is none."""
     try:
         with socket.socket(fileno=os.dup(descriptor)) as listener:
             name = listener.getsockname()
     except OSError as error:
         raise SettingError(f"The socket fd://{descriptor} cannot be used: {error.strerror}.") from None
     return name[:2] if isinstance(name, tuple) else name
+
+
+def _is_loopback(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def _torchserve_ports(settings: Settings) -> set[int]:

@@ -244,11 +244,13 @@ def test_a_port_that_the_running_server_holds_does_not() -> None:
     assert section.facts["0.0.0.0:5001"].text.startswith("held by the server that runs, process 7")
 
 
-def test_ports_say_who_reaches_them() -> None:
-    section = of_ports(["::1", 1], ["127.0.0.1", 2], ["10.0.0.1", 3], "/run/s.sock", 4)
+def test_ports_say_who_reaches_them(tmp_path: Path) -> None:
+    path = str(tmp_path / "s.sock")
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        section = of_ports(["::1", 1], ["127.0.0.1", 2], ["10.0.0.1", 3], path, given.fileno())
+        assert section.facts[path].value == section.facts[f"fd://{given.fileno()}"].value == "socket"
     assert section.facts["[::1]:1"].text == section.facts["127.0.0.1:2"].text == "free, for loopback"
     assert "every network" in section.facts["10.0.0.1:3"].text
-    assert section.facts["/run/s.sock"].value == section.facts["4"].value == "socket"
     assert section.facts["keys"].text == "asked for; 1 known" and section.advice == []
 
 
@@ -258,6 +260,13 @@ def test_an_address_that_strangers_reach_without_a_key_stops_the_start_with_its_
     assert of_ports(["127.0.0.1", 5001], settings=Settings()).advice == []
     section = of_ports(["0.0.0.0", 5001], settings=Settings(allow_anonymous=True))
     assert "Whoever reaches 0.0.0.0:5001 is let in" in said(section, Weight.CONSIDER) and len(section.advice) == 1
+
+
+def test_sockets_that_are_given_and_not_there_or_open_to_strangers_stop_the_start(tmp_path: Path) -> None:
+    assert "The socket fd://987 cannot be used: Bad file descriptor." in said(of_ports(987), Weight.STOPS)
+    assert "is not there or cannot be written" in said(of_ports(f"{tmp_path}/none/socket"), Weight.STOPS)
+    with socket.create_server(("0.0.0.0", 0)) as given:
+        assert "can be reached from other machines" in said(of_ports(given.fileno(), settings=Settings()), Weight.STOPS)
 
 
 def test_a_file_of_keys_that_cannot_be_used_stops_the_start(tmp_path: Path) -> None:
@@ -477,6 +486,15 @@ def test_sizes_are_readable(count: int, text: str) -> None:
     assert size(count) == text
 
 
+def test_the_report_has_no_word_for_a_terminal() -> None:
+    section = Section("Settings")
+    section.add("model_store", "", "a\x1b[2Jb\udc80\u009bc\nd é")
+    section.change("Name another than \x1b]0;x\x07.")
+    text = as_text([section])
+    assert "a\\x1b[2Jb\\udc80\\x9bc\\nd é" in text and "\\x1b]0;x\\x07" in text
+    assert all(line.isprintable() for line in text.splitlines())
+
+
 def doctor(folder: Path, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
     variables = environment(PYTHONPATH=str(ROOT), GUNICORN_CMD_ARGS="--bind 127.0.0.1:0") | extra
     command = [sys.executable, "-m", "servekit", "doctor", *arguments]
@@ -498,6 +516,22 @@ def test_the_command_says_why_a_server_would_not_start(tmp_path: Path) -> None:
     ended = doctor(tmp_path, "--model-store", "nowhere")
     assert ended.returncode == 1
     assert "1. stops the start: There is no model in nowhere" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "words"),
+    [
+        ("mkdir gone; cd gone; rmdir ../gone; {}", 1, "servekit cannot start: The current folder is not there any more; "),
+        ("{} > /dev/full", 1, "servekit: The report cannot be written: No space left on device."),
+        ("({}; echo $? > status) | true; exit $(cat status)", 1, ""),  # as without models
+    ],
+)
+def test_a_report_that_cannot_be_made_or_written_is_one_sentence(tmp_path: Path, line: str, status: int, words: str) -> None:
+    command = line.format(f"{sys.executable} -m servekit doctor")
+    variables = environment(PYTHONPATH=str(ROOT), GUNICORN_CMD_ARGS="--bind 127.0.0.1:0")
+    ended = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (status, "")
+    assert ended.stderr.startswith(words) and len(ended.stderr.splitlines()) == bool(words)
 
 
 @pytest.mark.slow

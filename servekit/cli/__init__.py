@@ -1,6 +1,7 @@
 """The command `servekit`: serve, stand in for TorchServe's commands, look at models and archives."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments_of.error(f"unrecognized arguments: {' '.join(others)}")
     options.others = others
     try:
+        _require_folder()
         return int(options.run(options))
     except StartupError as error:
         print(f"servekit cannot start: {error}", file=sys.stderr)
@@ -36,6 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         pass
     return 1
+
+
+def _require_folder() -> None:
+    """Raise StartupError if this process stands in a folder that has been removed: nothing could be found or read there."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise StartupError("The current folder is not there any more; change to another one.") from None
 
 
 def parser() -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from servekit.cli.doctor.machine import machine, memory
 from servekit.cli.doctor.packages import packages
 from servekit.cli.doctor.report import Section, as_json, as_text, would_start
 from servekit.config import PREFIX, usable_cores, visible_gpus
+from servekit.errors import ServekitError
 from servekit.state import is_served
 
 _ROOT = Path("/")
@@ -27,8 +29,18 @@ def doctor(model_store: Path | None, is_json: bool) -> int:
     if model_store is not None:
         environ[f"{PREFIX}MODEL_STORE"] = str(model_store)
     sections = examine(environ, Path.cwd(), _ROOT, resource.getrlimit(resource.RLIMIT_NOFILE))
-    print(without_keys(json.dumps(as_json(sections), indent=2) if is_json else as_text(sections)))
+    _say(without_keys(json.dumps(as_json(sections), indent=2) if is_json else as_text(sections)))
     return 0 if would_start(sections) else 1
+
+
+def _say(text: str) -> None:
+    """Print `text`; raise ServekitError if it cannot be written, but for a reader who has seen enough."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries again at its end, and would complain
+        if not isinstance(error, BrokenPipeError):
+            raise ServekitError(f"The report cannot be written: {error.strerror}.") from None
 
 
 def without_keys(text: str) -> str:

@@ -5,11 +5,11 @@ from typing import Any
 
 from servekit.cli.doctor.report import Section
 from servekit.config import PREFIX, Settings
-from servekit.entrance import is_loopback, require_closed
+from servekit.entrance import is_loopback, name_of, require_closed
 from servekit.errors import SettingError, StartupError
 from servekit.keys import Keyring
 from servekit.platforms import require_safe_ports
-from servekit.ports import holder_of, require_free
+from servekit.ports import holder_of, require_free, require_path
 
 
 def ports(
@@ -27,9 +27,7 @@ def ports(
     """
     section = Section("Ports")
     known = [(address[0], address[1]) for address in addresses if isinstance(address, list | tuple)]
-    for address in addresses:
-        if not isinstance(address, list | tuple):
-            section.add(str(address), "socket", "a socket in the file system or one that is given")
+    given = _sockets(section, [address for address in addresses if not isinstance(address, list | tuple)])
     for host, port in known:
         name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         reach = "loopback" if is_loopback(host) else "every network that reaches this machine"
@@ -44,12 +42,29 @@ def ports(
             else:
                 section.add(name, "taken", f"cannot be listened on, for {reach}")
                 section.stops(str(error))
-    _keys(section, known, settings)
+    _keys(section, [*known, *given], settings)
     try:
         require_safe_ports(environ, [port for _, port in known])
     except SettingError as error:
         section.stops(str(error))
     return section
+
+
+def _sockets(section: Section, addresses: Sequence[str | int]) -> list[tuple[str, int]]:
+    """Add paths of sockets and numbers of those that are given; return where the latter listen, (host, port)."""
+    names = []
+    for address in addresses:
+        try:
+            if isinstance(address, int):
+                name = name_of(address)
+                names += [name] if isinstance(name, tuple) else []
+                section.add(f"fd://{address}", "socket", "a socket that is given")
+            else:
+                require_path(address)
+                section.add(address, "socket", "a socket in the file system")
+        except StartupError as error:
+            section.stops(str(error))
+    return names
 
 
 def _keys(section: Section, known: Sequence[tuple[str, int]], settings: Settings) -> None:

@@ -88,7 +88,12 @@ def as_text(sections: Sequence[Section]) -> str:
         lines += textwrap.wrap(f"{number}. {_WORDS[weight]}: {text}", _WIDTH, initial_indent="  ", subsequent_indent="     ")
     if not advice:
         lines.append("  nothing")
-    return "\n".join(lines)
+    return "\n".join(map(_printable, lines))
+
+
+def _printable(line: str) -> str:
+    """Return `line` with what is no visible character written out: values come from outside, and may steer a terminal."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
 
 
 def _lines_of(section: Section) -> Iterable[str]:
