@@ -11,6 +11,7 @@ from typing import Any
 
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config
+from gunicorn.pidfile import Pidfile
 from gunicorn.workers.base import Worker
 
 from servekit.config import MULTIPROCESS_DIR, Settings, seal_keys
@@ -60,6 +61,8 @@ def require_startable(server: Arbiter, cfg: Config) -> dict[str, str]:
     seal_keys(variables)
     settings = Settings.from_environ(variables)
     require_usable(cfg)
+    if cfg.pidfile:
+        _require_pidfile(cfg.pidfile)
     if addresses == server.cfg.address:  # a socket that was given had its number only once
         require_entrance(settings, [each.getsockname() for each in server.LISTENERS] or addresses_of(cfg))
     else:
@@ -81,6 +84,18 @@ def take_newest(server: Arbiter, cfg: Config, state: State) -> None:
             state.write(Desired.of(entries_of(settings, cfg.workers), desired.generation), wakes=False)
     except OSError as error:
         raise StartupError(f"what is to be served cannot be written down ({error.strerror})") from None
+
+
+def _require_pidfile(path: str) -> None:
+    """Raise SettingError if Gunicorn could not write the number of this process into the file at `path`."""
+    try:
+        process = Pidfile(path).validate()
+    except OSError as error:
+        raise SettingError(f"The pidfile {path} cannot be read: {error.strerror}; name another one.") from None
+    if process not in (None, os.getpid()):
+        raise SettingError(f"The pidfile {path} is another server's; name another one.")
+    if not os.access(os.path.dirname(path) or ".", os.W_OK | os.X_OK):
+        raise SettingError(f"The folder of the pidfile {path} is not there or cannot be written; name another one.")
 
 
 def _require_listenable(old: Config, addresses: list[Any], reuse_port: bool) -> None:
@@ -110,9 +125,11 @@ def _try_models(cfg: Config, variables: Mapping[str, str]) -> None:
     command = [sys.executable, "-c", trial]
     try:
         ended = subprocess.run(
-            command, cwd=cfg.chdir, env=variables, capture_output=True, text=True, timeout=TRIAL_SECONDS
+            command, cwd=cfg.chdir, env=variables, capture_output=True, text=True, errors="replace", timeout=TRIAL_SECONDS
         )
     except subprocess.TimeoutExpired:
         raise StartupError(f"the models did not load within {TRIAL_SECONDS:.0f} seconds") from None
+    except OSError as error:  # no process or memory is left
+        raise StartupError(f"the models cannot be tried ({error.strerror})") from None
     if ended.returncode:
         raise StartupError((ended.stderr.strip().splitlines() or ["it ended without a word"])[-1])

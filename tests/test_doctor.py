@@ -332,7 +332,7 @@ def test_each_version_is_loaded_as_the_server_would_and_a_broken_one_says_why(tm
 
 
 def test_a_model_that_ends_the_process_is_told_of(tmp_path: Path) -> None:
-    look = 'os.write(2, b"no key here: " + os.environb[b"SERVEKIT_INFERENCE_KEY"].split(b":")[0])'
+    look = 'os.write(2, b"\\xff\\nno key here: " + os.environb[b"SERVEKIT_INFERENCE_KEY"].split(b":")[0])'
     (tmp_path / "deadly.py").write_text(f"import os\n{look}\nos._exit(9)\n")
     folder = write_regressor(tmp_path / "model_store", networks.Double())
     edit(folder, network="deadly:Network")

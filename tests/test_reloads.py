@@ -15,7 +15,8 @@ import pytest
 from gunicorn.config import Config
 
 from servekit.errors import StartupError
-from servekit.reloads import require_startable, require_usable
+from servekit.reloads import require_startable, require_usable, take_newest
+from servekit.state import State
 from tests import networks
 from tests.server import ROOT, Server, environment, free_ports, wait_for
 from tests.versions import write_regressor
@@ -60,6 +61,7 @@ def test_what_servekit_cannot_do_with_gunicorn_is_one_sentence(settings: dict[st
 
 def test_a_reload_takes_nothing_that_a_start_would_refuse(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
+    (tmp_path / "other").write_text(str(os.getppid()))
     (free,) = free_ports(1)
     here, there = "127.0.0.1:5001", f"127.0.0.1:{free}"
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -77,6 +79,9 @@ def test_a_reload_takes_nothing_that_a_start_would_refuse(tmp_path: Path) -> Non
             "is none; choose one up to 65535": {"bind": ["127.0.0.1:70000"]},
             "did you mean SERVEKIT_ENGINE?": {"bind": [here], "raw_env": ["SERVEKIT_ENGIN=torch"]},
             "environment setting 'alone' invalid": {"bind": [here], "raw_env": ["alone"]},
+            "/no/pid is not there or cannot be written": {"bind": [here], "pidfile": f"{tmp_path}/no/pid"},
+            "cannot be read: Is a directory": {"bind": [here], "pidfile": str(tmp_path)},
+            "/other is another server's": {"bind": [here], "pidfile": f"{tmp_path}/other"},
             "SERVEKIT_INFERENCE_KEY must have at least": {"bind": [here], "raw_env": ["SERVEKIT_INFERENCE_KEY=short"]},
         }
         for words, settings in refusals.items():
@@ -85,6 +90,19 @@ def test_a_reload_takes_nothing_that_a_start_would_refuse(tmp_path: Path) -> Non
         assert refusal(configured(**settings)) == ""
     opened = {"bind": ["0.0.0.0:5001"], "raw_env": ["SERVEKIT_INFERENCE_KEY=a-key-for-the-tests"]}
     assert refusal(configured(**opened), bind=["0.0.0.0:5001"]) == ""
+
+
+def test_what_ends_the_trial_of_the_models_is_said_whatever_its_last_line_holds(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(r"import os; os.write(2, b'first\n\xff gone\n'); os._exit(1)")
+    cfg = configured(bind=["127.0.0.1:5001"], raw_env=[f"PYTHONPATH={tmp_path}"])
+    server: Any = SimpleNamespace(cfg=cfg, LISTENERS=[])
+    with pytest.raises(StartupError, match="^\ufffd gone$"):
+        take_newest(server, cfg, State(tmp_path, 1))
+    cfg.set("chdir", str(tmp_path))
+    (tmp_path / "sitecustomize.py").unlink()
+    tmp_path.rename(tmp_path.with_name("elsewhere"))
+    with pytest.raises(StartupError, match="the models cannot be tried"):
+        take_newest(server, cfg, State(tmp_path.with_name("elsewhere"), 1))
 
 
 @contextlib.contextmanager

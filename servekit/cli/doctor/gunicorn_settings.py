@@ -38,7 +38,7 @@ def read(environ: Mapping[str, str], folder: Path) -> dict[str, Any]:
     command, variables = [sys.executable, "-m", __name__], {**environ, "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         ended = subprocess.run(
-            command, cwd=folder, env=variables, capture_output=True, text=True, timeout=_SECONDS
+            command, cwd=folder, env=variables, capture_output=True, text=True, errors="replace", timeout=_SECONDS
         )
     except subprocess.TimeoutExpired:
         return {"error": f"gunicorn.conf.py does not come to its end within {_SECONDS:.0f} seconds"}

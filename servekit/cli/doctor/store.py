@@ -27,7 +27,9 @@ def load_all(environ: Mapping[str, str], folder: Path, seconds: float = _SECONDS
     variables.pop(MULTIPROCESS_DIR, None)  # what is counted here is nobody's
     seal_keys(variables)
     try:
-        ended = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=seconds)
+        ended = subprocess.run(
+            command, cwd=folder, env=variables, capture_output=True, text=True, errors="replace", timeout=seconds
+        )
         output, words, status = ended.stdout, ended.stderr, ended.returncode
     except subprocess.TimeoutExpired as error:
         output, words, status = (error.stdout or b"").decode(errors="replace"), "", None
