@@ -80,7 +80,7 @@ def stages(app: Any) -> dict[str, Callable[[], Any]]:
         "postprocess": lambda: handler.postprocess(outputs),
         "metrics of a pass": lambda: model.meter.observe(1, 0.001, [0.001]),
         "metrics of a prediction": lambda: model.meter.observe_prediction(0.001, 0.001, 0.001),
-        "metrics of a request": lambda: metrics.observe_request("POST", "/predict", 200, 0.001),
+        "metrics of a request": lambda: metrics.observe_request("POST", "/predict", "200", 0.001),
     }
 
 

@@ -16,7 +16,7 @@ from http import HTTPStatus
 from typing import Any
 
 from servekit.record import Record, record
-from servekit.trace import Trace, trace
+from servekit.trace import Trace
 
 RECORD, TRACE = "servekit.record", "servekit.trace"  # environ keys of WSGI: what a request has cost, and its trace
 
@@ -54,10 +54,10 @@ def _request_id_of(record: logging.LogRecord) -> str:
     return request_id.get()
 
 
-def _trace_of(record: logging.LogRecord) -> Trace | None:
-    if record.name == ACCESS_LOGGER and isinstance(record.args, Mapping):
-        return trace_of_access(record.args)
-    return trace.get()
+def _trace_of(line: logging.LogRecord) -> Trace | None:
+    if line.name == ACCESS_LOGGER and isinstance(line.args, Mapping):
+        return trace_of_access(line.args)
+    return taken.trace if (taken := record.get()) is not None else None
 
 
 def trace_of_access(atoms: Mapping[str, Any]) -> Trace | None:

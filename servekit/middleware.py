@@ -12,7 +12,7 @@ from servekit import metrics
 from servekit.config import ARRIVED, Settings
 from servekit.logs import RECORD, TRACE, Sparingly, request_id, with_fields
 from servekit.record import Record, record
-from servekit.trace import Trace, trace, trace_of
+from servekit.trace import Trace, trace_of
 
 DEADLINE = "servekit.deadline"  # environ key: a time of the monotonic clock, in seconds
 REQUEST = "werkzeug.request"  # environ key: Flask's request, which knows the route that it matched
@@ -46,17 +46,18 @@ class RequestId:
         context = _trace_of(environ) if TRACE in environ or "HTTP_TRACEPARENT" in environ else None
         identity = given if _SANE_ID.fullmatch(given) else context.trace_id if context is not None else new_id()
         environ[RECORD] = taken = Record()
+        if context is not None:
+            taken.trace = context
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Any:
             return start_response(status, [*headers, ("X-Request-Id", identity)], exc_info)
 
-        tokens = request_id.set(identity), record.set(taken), trace.set(context)
+        named, noted = request_id.set(identity), record.set(taken)
         try:
             return self._app(environ, start)
         finally:
-            request_id.reset(tokens[0])
-            record.reset(tokens[1])
-            trace.reset(tokens[2])
+            request_id.reset(named)
+            record.reset(noted)
 
 
 def _trace_of(environ: WSGIEnvironment) -> Trace | None:
@@ -82,13 +83,17 @@ class Meter:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer as the application does, and observe it."""
         started = time.monotonic()
+        in_flight = 1
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Any:
+            nonlocal in_flight
             now = time.monotonic()
             rule = getattr(environ.get(REQUEST), "url_rule", None)
+            if rule is not None:
+                environ[RECORD].route = rule.rule  # Flask forgets the request before others ask for it
             route = metrics.UNMATCHED if rule is None else rule.rule
-            environ[RECORD].route = "" if rule is None else route  # Flask forgets the request before others ask for it
-            metrics.observe_request(environ["REQUEST_METHOD"], route, int(status[:3]), now - started)
+            metrics.observe_request(environ["REQUEST_METHOD"], route, status[:3], now - started, in_flight)
+            in_flight = 0
             seconds = now - environ.get(ARRIVED, started)
             if seconds > self._slow_seconds and (skipped := self._sparingly.skipped(now)) is not None:
                 _tell_slow(environ, status, seconds, skipped)
@@ -98,7 +103,8 @@ class Meter:
         try:
             return self._app(environ, start)
         finally:
-            metrics.add_in_flight(-1)
+            if in_flight:
+                metrics.add_in_flight(-1)
 
 
 def _tell_slow(environ: WSGIEnvironment, status: str, seconds: float, skipped: int) -> None:

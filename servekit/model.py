@@ -108,16 +108,20 @@ class Model:
         started = time.monotonic()
         rows = row_count(tensors)
         try:
-            self._take_in(rows, deadline)
+            self._take_in(rows, deadline, started)
             try:
                 return self._predict(tensors, rows, deadline, started)
+            except BaseException:
+                add_rows_waiting(-rows)
+                raise
             finally:
-                self._let_go(rows)
+                self._line.leave(rows)
         except Exception as error:
             self._note_failure(error, time.monotonic() - started)
             raise
 
     def _predict(self, tensors: Tensors, rows: int, deadline: float, started: float) -> Tensors:
+        """Return the answer, and count it; its rows wait no more."""
         deadline = self._waits_until(deadline)  # what is late already is not worth reading
         inputs = self._read(tensors, rows, deadline)
         read = time.monotonic()
@@ -125,8 +129,8 @@ class Model:
         computed = time.monotonic()
         answer = self._handler.postprocess(outputs)
         done = time.monotonic()
-        self.meter.observe_prediction(done - started, read - started, done - computed)
         _note_steps(read - started, done - computed)
+        self.meter.observe_prediction(done - started, read - started, done - computed, rows=rows)
         return answer
 
     def _read(self, tensors: Tensors, rows: int, deadline: float) -> Tensors:
@@ -148,7 +152,7 @@ class Model:
         """
         started = time.monotonic()
         try:
-            self._take_in(1, deadline)
+            self._take_in(1, deadline, started)
             try:
                 yield from self._stream(tensors, deadline, parts, started)
             finally:
@@ -181,7 +185,7 @@ class Model:
         """
         rows, started = sum(map(row_count, requests)), time.monotonic()
         try:
-            self._take_in(rows, deadline)
+            self._take_in(rows, deadline, started)
             try:
                 return self._predict_each(requests, self._waits_until(deadline), started)
             finally:
@@ -212,18 +216,17 @@ class Model:
                 answers.append(postprocess.attempt(slice_rows(outputs, slice(start, stop))))
                 start = stop
         bad = sum(isinstance(answer, InvalidInput) for answer in answers)
-        self.meter.count("invalid", bad)
-        self.meter.count("ok", len(answers) - bad)
-        self.meter.observe_times(time.monotonic() - started, preprocess.seconds, postprocess.seconds)
+        times = time.monotonic() - started, preprocess.seconds, postprocess.seconds
+        self.meter.observe_prediction(*times, good=len(answers) - bad, bad=bad)
         _note_steps(preprocess.seconds, postprocess.seconds)
         return answers
 
-    def _take_in(self, rows: int, deadline: float) -> None:
+    def _take_in(self, rows: int, deadline: float, now: float) -> None:
         """Take in a request of `rows` rows, which `_let_go` lets go; raise Overloaded if there are too many."""
         current = record.get()
         if current is not None:
             current.model, current.version = self.name, self.version
-            current.began = current.began or time.monotonic()
+            current.began = current.began or now
             current.rows += rows
         self._line.enter(rows, deadline)
         add_rows_waiting(rows)

@@ -6,31 +6,30 @@ Whoever wants to know sets `record` before the request begins; the model's parts
 from contextvars import ContextVar
 from typing import Any
 
+from servekit.trace import Trace
+
 
 class Record:
     """Of one request; times are seconds, 0 for what has not happened. Several predictions of one request add up."""
 
-    __slots__ = (
-        *("model", "version", "rows", "batch_rows", "queue_seconds", "preprocess_seconds", "inference_seconds"),
-        *("postprocess_seconds", "error", "began", "route"),
-    )
-
-    def __init__(self) -> None:
-        self.model = ""  # the last one that was asked
-        self.version = ""
-        self.rows = 0
-        self.batch_rows = 0  # of the largest pass that served the request, those of others among them
-        self.queue_seconds = 0.0  # between the parts: waiting for passes, and for others' between its own
-        self.preprocess_seconds = 0.0
-        self.inference_seconds = 0.0  # of its passes, whoever shared them
-        self.postprocess_seconds = 0.0
-        self.error = ""  # the name of the class of what ended it early
-        self.began = 0.0  # when a model was first asked, a time of the monotonic clock
-        self.route = ""  # the pattern that took the request, known once it is answered; "" if none did
+    # What has not happened is the class's: a request sets what it has of all this, and no more.
+    model = ""  # the last one that was asked
+    version = ""
+    rows = 0
+    batch_rows = 0  # of the largest pass that served the request, those of others among them
+    queue_seconds = 0.0  # between the parts: waiting for passes, and for others' between its own
+    preprocess_seconds = 0.0
+    inference_seconds = 0.0  # of its passes, whoever shared them
+    postprocess_seconds = 0.0
+    error = ""  # the name of the class of what ended it early
+    began = 0.0  # when a model was first asked, a time of the monotonic clock
+    route = ""  # the pattern that took the request, known once it is answered; "" if none did
+    trace: Trace | None = None  # that the request belongs to
 
     def add_pass(self, rows: int, waited: float, seconds: float) -> None:
         """Note a pass of `rows` rows of whomever, which took `seconds` and for which this request had `waited`."""
-        self.batch_rows = max(self.batch_rows, rows)
+        if rows > self.batch_rows:
+            self.batch_rows = rows
         self.queue_seconds += waited
         self.inference_seconds += seconds
 

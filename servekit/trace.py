@@ -5,7 +5,6 @@ Standard library only: the id of a trace stands in log lines, whether spans are 
 
 import random
 import re
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 VERSION = "00"  # the one that is passed on; it is what is known of any newer one, too
@@ -31,9 +30,6 @@ class Trace:
     def parent(self) -> str:
         """What calls that are made for the request say in their `traceparent`."""
         return f"{VERSION}-{self.trace_id}-{self.span_id}-{self.flags:02x}"
-
-
-trace: ContextVar[Trace | None] = ContextVar("trace", default=None)
 
 
 def trace_of(traceparent: str, tracestate: str = "") -> Trace | None:

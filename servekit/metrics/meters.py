@@ -7,7 +7,7 @@ from http import HTTPMethod, HTTPStatus
 from servekit.errors import DeadlineExceeded, HandlerFailed, Overloaded, RequestError
 from servekit.metrics import families as to
 from servekit.metrics.statistics import statistics_meter
-from servekit.metrics.values import Update, adder, observer
+from servekit.metrics.values import Update, adder, lock, observer
 
 UNMATCHED = "unmatched"  # the route label of a request that no route takes
 OTHER = "other"  # the method label of a method that HTTP does not define
@@ -21,16 +21,18 @@ _METHODS = frozenset(HTTPMethod)
 
 
 @lru_cache(maxsize=1000)  # methods, routes and statuses are few; finding a series takes longer than counting
-def _request_series(method: str, route: str, status: int) -> tuple[Update, Update]:
+def _request_series(method: str, route: str, status: str) -> tuple[Update, Update]:
+    method = method if method in _METHODS else OTHER
     return adder(to.requests.labels(method, route, status)), observer(to.request_seconds.labels(method, route))
 
 
-def observe_request(method: str, route: str, status: int, seconds: float) -> None:
-    """Count one answered request; `route` is a pattern of the route table or UNMATCHED."""
-    method = method if method in _METHODS else OTHER
+def observe_request(method: str, route: str, status: str, seconds: float, landed: int = 0) -> None:
+    """Count one answered request; `route` is a pattern of the route table or UNMATCHED. `landed` are in flight no more."""
     count, observe = _request_series(method, route, status)
-    count(1)
-    observe(seconds)
+    with lock():
+        count(1.0)
+        observe(seconds)
+        _in_flight(-landed)
 
 
 def observe_refusal(status: int) -> None:
@@ -38,8 +40,9 @@ def observe_refusal(status: int) -> None:
     to.requests.labels(OTHER, UNMATCHED, status).inc()
 
 
-add_in_flight = adder(to.in_flight)
-add_rows_waiting = adder(to.rows_waiting)
+add_in_flight: Update = to.in_flight._value.inc
+add_rows_waiting: Update = to.rows_waiting._value.inc
+_in_flight, _rows_waiting = adder(to.in_flight), adder(to.rows_waiting)
 
 
 def observe_connections(number: int) -> None:
@@ -101,6 +104,7 @@ class ModelMeter:
         self._waits = observer(to.queue_seconds.labels(*key))
         self._batch_rows = observer(to.batch_rows.labels(*key))
         self._outcomes = {outcome: adder(to.predictions.labels(*key, outcome)) for outcome in OUTCOMES}
+        self._ok = self._outcomes["ok"]
         self._prediction = observer(to.prediction_seconds.labels(*key))
         self._preprocess = observer(to.preprocess_seconds.labels(*key))
         self._postprocess = observer(to.postprocess_seconds.labels(*key))
@@ -118,37 +122,47 @@ class ModelMeter:
 
     def observe(self, row_count: int, seconds: float, waits: Sequence[float]) -> None:
         """Count one pass of `row_count` rows that took `seconds`, and whose requests had waited for `waits` seconds."""
-        self._rows(row_count)
-        self._batch_rows(row_count)
-        self._seconds(seconds)
-        self._waits(waits[0])
-        self._statistics.observe_pass(row_count, seconds, waits)
+        with lock():
+            self._rows(row_count)
+            self._batch_rows(row_count)
+            self._seconds(seconds)
+            self._waits(waits[0])
+            self._statistics.observe_pass(row_count, seconds, waits)
 
-    def observe_prediction(self, seconds: float, preprocess: float = 0.0, postprocess: float = 0.0) -> None:
-        """Count a prediction that took so many seconds in all, and in the steps before and after its passes."""
-        self._outcomes["ok"](1)
-        self.observe_times(seconds, preprocess, postprocess)
+    def observe_prediction(
+        self, seconds: float, preprocess: float = 0.0, postprocess: float = 0.0, good: int = 1, bad: int = 0, rows: int = 0
+    ) -> None:
+        """Count `good` predictions that took so many seconds in all, and in the steps before and after their passes.
 
-    def observe_times(self, seconds: float, preprocess: float, postprocess: float) -> None:
-        """Note the times of a prediction that is counted otherwise."""
-        self._prediction(seconds)
-        self._preprocess(preprocess)
-        self._postprocess(postprocess)
-        self._statistics.observe_request(preprocess, postprocess)
+        `bad` ones, which came with them, were the client's mistake. `rows` of them wait no more.
+        """
+        with lock():
+            self._ok(good)
+            self._prediction(seconds)
+            self._preprocess(preprocess)
+            self._postprocess(postprocess)
+            self._statistics.observe_request(preprocess, postprocess)
+            if rows:
+                _rows_waiting(-rows)
+            if bad:
+                self._outcomes["invalid"](bad)
 
     def count(self, outcome: str, number: int) -> None:
         """Count so many predictions by their outcome alone."""
         if number:
-            self._outcomes[outcome](number)
+            with lock():
+                self._outcomes[outcome](number)
 
     def observe_failure(self, error: Exception, seconds: float, number: int = 1) -> None:
         """Count predictions, by default one, that ended in `error` after so many seconds."""
         outcome = outcome_of(error)
         self.count(outcome, number)
-        if outcome == "late":
-            self._misses(number)
-        self._statistics.observe_failure(seconds)
+        with lock():
+            if outcome == "late":
+                self._misses(number)
+            self._statistics.observe_failure(seconds)
 
     def observe_error(self) -> None:
         """Count an exception of the model's own code."""
-        self._errors(1)
+        with lock():
+            self._errors(1)

@@ -160,23 +160,29 @@ values.ValueClass = Value
 
 
 def adder(counter: Counter | Gauge) -> Update:
-    """Return what adds to one series; the Prometheus client's own method takes twice as long."""
+    """Return what adds to one series; the caller holds `lock`, which costs more than all that is done under it."""
     value: Value = counter._value
-    return value.inc
+
+    def add(amount: float) -> None:
+        if value.numbers is None:  # the first time in this process
+            all_values.place(value)
+        value.numbers[value.at] += amount
+
+    return add
 
 
 def observer(histogram: Histogram) -> Update:
-    """Return what observes in one series; the Prometheus client's own method looks at every bound."""
+    """Return what observes in one series; the caller holds `lock`. The client's own method looks at every bound."""
     bounds, buckets, total = histogram._upper_bounds, histogram._buckets, histogram._sum
+    lowest = bounds[0]
 
     def observe(amount: float) -> None:
-        bucket = buckets[bisect_left(bounds, amount)]
-        with _lock:
-            if bucket.numbers is None or total.numbers is None:  # the first time in this process
-                all_values.place(bucket)
-                all_values.place(total)
-            bucket.numbers[bucket.at] += 1.0
-            total.numbers[total.at] += amount
+        bucket = buckets[0 if amount <= lowest else bisect_left(bounds, amount)]
+        if bucket.numbers is None or total.numbers is None:  # the first time in this process
+            all_values.place(bucket)
+            all_values.place(total)
+        bucket.numbers[bucket.at] += 1.0
+        total.numbers[total.at] += amount
 
     return observe
 
