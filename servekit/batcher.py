@@ -39,7 +39,7 @@ class Job:
 
     __slots__ = (
         *("batcher", "deadline", "done", "error", "key", "outputs", "owner", "rows", "submitted", "tensors"),
-        *("pass_rows", "pass_seconds", "waited"),
+        "ran",
     )
 
     def __init__(self, batcher: "Batcher", tensors: Tensors, rows: int, deadline: float) -> None:
@@ -54,8 +54,8 @@ class Job:
         self.error: BaseException | None = None
         self.done = False
         self.owner: Any = None  # whoever waits for it; the runner's
-        self.pass_rows = 0  # of the pass that it went through, those of others among them
-        self.pass_seconds = self.waited = 0.0  # what that pass took, and how long the job had waited for it
+        # Of the pass that it went through: its rows, those of others among them, when it began, and its seconds.
+        self.ran: tuple[int, float, float] | None = None
 
     def fail(self, error: BaseException) -> None:
         """Note that there is no answer."""
@@ -266,10 +266,12 @@ def note_passes(jobs: Sequence[Job]) -> None:
         return
     before = 0.0  # a job waits while those before it run; that is no time in the line
     for job in jobs:
-        waited = job.waited if job.pass_rows else time.monotonic() - job.submitted
-        waited = max(0.0, waited - before)
-        current.add_pass(job.pass_rows, waited, job.pass_seconds)
-        before += waited + job.pass_seconds
+        rows, began, seconds = job.ran or (0, time.monotonic(), 0.0)
+        waited = began - job.submitted - before
+        if waited < 0.0:
+            waited = 0.0
+        current.add_pass(rows, waited, seconds)
+        before += waited + seconds
 
 
 def stream(batcher: Batcher, tensors: Tensors, deadline: float, parts: Parts) -> Iterator[bytes | Tensors]:
@@ -359,6 +361,7 @@ def run_pass(jobs: list[Job]) -> None:
 def _note_pass(jobs: Sequence[Job], rows: int, started: float) -> float:
     """Note in `jobs` the pass of `rows` rows that they shared, and return its seconds."""
     seconds = time.monotonic() - started
+    ran = rows, started, seconds
     for job in jobs:
-        job.pass_rows, job.pass_seconds, job.waited = rows, seconds, started - job.submitted
+        job.ran = ran
     return seconds

@@ -11,17 +11,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from http import HTTPStatus
 from typing import Any
 
-from servekit.record import Record, record
+from servekit.record import NO_REQUEST, Record, record
 from servekit.trace import Trace
 
 RECORD, TRACE = "servekit.record", "servekit.trace"  # environ keys of WSGI: what a request has cost, and its trace
-
-NO_REQUEST = "-"
-request_id: ContextVar[str] = ContextVar("request_id", default=NO_REQUEST)
 
 ACCESS_LOGGER = "gunicorn.access"
 # %(r)s is the request line as it was sent: percent-encoded, so no client can write a line break into the log.
@@ -47,11 +43,17 @@ def on_its_own_lines(text: str) -> str:
     return "\n".join([first, *(f"  {line}" if line.startswith(_YEAR) else line for line in others)])
 
 
-def _request_id_of(record: logging.LogRecord) -> str:
+def request_id() -> str:
+    """Return the id of the request that runs, NO_REQUEST outside of one."""
+    taken = record.get()
+    return NO_REQUEST if taken is None else taken.identity
+
+
+def _request_id_of(line: logging.LogRecord) -> str:
     # Gunicorn writes the access line when the application is done; the id is in the answer's headers by then.
-    if record.name == ACCESS_LOGGER and isinstance(record.args, Mapping):
-        return str(record.args["{x-request-id}o"])
-    return request_id.get()
+    if line.name == ACCESS_LOGGER and isinstance(line.args, Mapping):
+        return str(line.args["{x-request-id}o"])
+    return request_id()
 
 
 def _trace_of(line: logging.LogRecord) -> Trace | None:

@@ -10,7 +10,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from servekit import metrics
 from servekit.config import ARRIVED, Settings
-from servekit.logs import RECORD, TRACE, Sparingly, request_id, with_fields
+from servekit.logs import RECORD, TRACE, Sparingly, with_fields
 from servekit.record import Record, record
 from servekit.trace import Trace, trace_of
 
@@ -46,18 +46,18 @@ class RequestId:
         context = _trace_of(environ) if TRACE in environ or "HTTP_TRACEPARENT" in environ else None
         identity = given if _SANE_ID.fullmatch(given) else context.trace_id if context is not None else new_id()
         environ[RECORD] = taken = Record()
+        taken.identity = identity
         if context is not None:
             taken.trace = context
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Any:
             return start_response(status, [*headers, ("X-Request-Id", identity)], exc_info)
 
-        named, noted = request_id.set(identity), record.set(taken)
+        before = record.set(taken)  # the one variable of a request: setting one costs more than all that is noted in it
         try:
             return self._app(environ, start)
         finally:
-            request_id.reset(named)
-            record.reset(noted)
+            record.reset(before)
 
 
 def _trace_of(environ: WSGIEnvironment) -> Trace | None:

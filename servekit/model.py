@@ -14,7 +14,7 @@ from servekit.errors import InvalidInput
 from servekit.handlers.base import Handler
 from servekit.line import Cell, Line
 from servekit.metrics import ModelMeter, add_rows_waiting, is_of_models_code
-from servekit.record import record
+from servekit.record import Record, record
 from servekit.signature import Signature
 from servekit.spec import ONNX, WEIGHTS, ModelSpec
 from servekit.tensors import Tensors, concatenate, row_count, slice_rows
@@ -108,9 +108,9 @@ class Model:
         started = time.monotonic()
         rows = row_count(tensors)
         try:
-            self._take_in(rows, deadline, started)
+            current = self._take_in(rows, deadline, started)
             try:
-                return self._predict(tensors, rows, deadline, started)
+                return self._predict(tensors, rows, deadline, started, current)
             except BaseException:
                 add_rows_waiting(-rows)
                 raise
@@ -120,7 +120,7 @@ class Model:
             self._note_failure(error, time.monotonic() - started)
             raise
 
-    def _predict(self, tensors: Tensors, rows: int, deadline: float, started: float) -> Tensors:
+    def _predict(self, tensors: Tensors, rows: int, deadline: float, started: float, current: Record | None) -> Tensors:
         """Return the answer, and count it; its rows wait no more."""
         deadline = self._waits_until(deadline)  # what is late already is not worth reading
         inputs = self._read(tensors, rows, deadline)
@@ -129,8 +129,10 @@ class Model:
         computed = time.monotonic()
         answer = self._handler.postprocess(outputs)
         done = time.monotonic()
-        _note_steps(read - started, done - computed)
-        self.meter.observe_prediction(done - started, read - started, done - computed, rows=rows)
+        if current is not None:
+            current.preprocess_seconds += read - started
+            current.postprocess_seconds += done - computed
+        self.meter.observe_prediction(done - started, read - started, done - computed, 1, 0, rows)
         return answer
 
     def _read(self, tensors: Tensors, rows: int, deadline: float) -> Tensors:
@@ -221,8 +223,11 @@ class Model:
         _note_steps(preprocess.seconds, postprocess.seconds)
         return answers
 
-    def _take_in(self, rows: int, deadline: float, now: float) -> None:
-        """Take in a request of `rows` rows, which `_let_go` lets go; raise Overloaded if there are too many."""
+    def _take_in(self, rows: int, deadline: float, now: float) -> Record | None:
+        """Take in a request of `rows` rows, which `_let_go` lets go, and return its record, if it has one.
+
+        Raises Overloaded if there are too many.
+        """
         current = record.get()
         if current is not None:
             current.model, current.version = self.name, self.version
@@ -230,6 +235,7 @@ class Model:
             current.rows += rows
         self._line.enter(rows, deadline)
         add_rows_waiting(rows)
+        return current
 
     def _let_go(self, rows: int) -> None:
         self._line.leave(rows)

@@ -8,6 +8,8 @@ from typing import Any
 
 from servekit.trace import Trace
 
+NO_REQUEST = "-"
+
 
 class Record:
     """Of one request; times are seconds, 0 for what has not happened. Several predictions of one request add up."""
@@ -24,7 +26,8 @@ class Record:
     error = ""  # the name of the class of what ended it early
     began = 0.0  # when a model was first asked, a time of the monotonic clock
     route = ""  # the pattern that took the request, known once it is answered; "" if none did
-    trace: Trace | None = None  # that the request belongs to
+    identity = NO_REQUEST  # the request's id
+    trace: Trace | None = None  # that it belongs to
 
     def add_pass(self, rows: int, waited: float, seconds: float) -> None:
         """Note a pass of `rows` rows of whomever, which took `seconds` and for which this request had `waited`."""

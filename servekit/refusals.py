@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from http import HTTPStatus
 
-from servekit.logs import request_id
 from servekit.middleware import new_id
+from servekit.record import Record, record
 
 LINES_PER_SECOND = 10
 
@@ -44,9 +44,11 @@ class Refusals:
         identity = new_id()
         if self._lines < LINES_PER_SECOND:
             self._lines += 1
-            token = request_id.set(identity)
+            taken = Record()
+            taken.identity = identity
+            token = record.set(taken)
             log.info("%s was refused with %d: %s", client or "A client", status, message)
-            request_id.reset(token)
+            record.reset(token)
         else:
             self._unsaid += 1
         return identity

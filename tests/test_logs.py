@@ -12,7 +12,6 @@ from servekit.logs import (
     TextFormatter,
     configure_handler,
     is_worth_a_line,
-    request_id,
     tell_failure,
 )
 from servekit.record import Record
@@ -88,12 +87,14 @@ def record(message: str = "hello", **extra: object) -> logging.LogRecord:
 
 
 def test_a_line_of_a_request_holds_its_id() -> None:
-    token = request_id.set("mine")
+    taken = Record()
+    taken.identity = "mine"
+    token = current.set(taken)
     try:
         assert " ERROR [" in TextFormatter().format(record()) and "] [mine] hello" in TextFormatter().format(record())
         assert json.loads(JsonFormatter().format(record()))["request_id"] == "mine"
     finally:
-        request_id.reset(token)
+        current.reset(token)
     assert "[-] hello" in TextFormatter().format(record())
 
 

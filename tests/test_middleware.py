@@ -4,8 +4,9 @@ from uuid import UUID
 import pytest
 
 from servekit.config import Settings
-from servekit.logs import NO_REQUEST, request_id
+from servekit.logs import request_id
 from servekit.middleware import DEADLINE, RequestId, stack
+from servekit.record import NO_REQUEST
 from tests.server import Server
 
 
@@ -29,19 +30,19 @@ def test_the_id_is_known_during_the_request_only() -> None:
     seen = []
 
     def app(environ: object, start_response: object) -> Iterable[bytes]:
-        seen.append(request_id.get())
+        seen.append(request_id())
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
         RequestId(app)({"HTTP_X_REQUEST_ID": "mine"}, lambda *_: None)
-    assert (seen, request_id.get()) == (["mine"], NO_REQUEST)
+    assert (seen, request_id()) == (["mine"], NO_REQUEST)
 
 
 def test_the_stack_sets_the_deadline_inside_the_id() -> None:
     import time
 
     def app(environ: dict[str, object], start_response: object) -> Iterable[bytes]:
-        assert request_id.get() == "mine"
+        assert request_id() == "mine"
         assert environ[DEADLINE] == pytest.approx(time.monotonic() + 7, abs=1)
         return [b"done"]
 

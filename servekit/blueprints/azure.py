@@ -152,7 +152,7 @@ def _read_ids() -> Response | None:
     legacy, client = given["x-ms-request-id"], given["x-ms-client-request-id"]
     if max(len(legacy), len(client)) > MAX_ID:
         return _message(431, f"x-ms-request-id and x-ms-client-request-id must not exceed {MAX_ID} characters")
-    g.ids = {"x-ms-request-id": legacy or client or request_id.get(), "x-ms-client-request-id": client or legacy}
+    g.ids = {"x-ms-request-id": legacy or client or request_id(), "x-ms-client-request-id": client or legacy}
     return None
 
 

@@ -7,9 +7,9 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from servekit.metrics.values import all_values  # first: it says where the values of all metrics are
 
-_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _LOAD_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _VERSION = ("model", "version")
 
 # Requests.
@@ -21,7 +21,7 @@ request_seconds = Histogram(
     "servekit_request_duration_seconds",
     "Time from the application's first sight of a request to its answer",
     ["method", "route"],
-    buckets=_SECONDS,
+    buckets=SECONDS,
 )
 in_flight = Gauge(
     "servekit_requests_in_flight", "How many requests wait for the beginning of their answer", multiprocess_mode="livesum"
@@ -39,13 +39,13 @@ prediction_seconds = Histogram(
     "servekit_prediction_duration_seconds",
     "Time from tensors to their prediction, waiting included, of those that were answered",
     _VERSION,
-    buckets=_SECONDS,
+    buckets=SECONDS,
 )
 preprocess_seconds = Histogram(
-    "servekit_preprocess_duration_seconds", "Time in which a handler makes a network's inputs", _VERSION, buckets=_SECONDS
+    "servekit_preprocess_duration_seconds", "Time in which a handler makes a network's inputs", _VERSION, buckets=SECONDS
 )
 postprocess_seconds = Histogram(
-    "servekit_postprocess_duration_seconds", "Time in which a handler makes answers of outputs", _VERSION, buckets=_SECONDS
+    "servekit_postprocess_duration_seconds", "Time in which a handler makes answers of outputs", _VERSION, buckets=SECONDS
 )
 deadline_misses = Counter("servekit_deadline_misses", "Predictions that were not made before their deadline", _VERSION)
 handler_errors = Counter("servekit_handler_errors", "Exceptions of a model's or handler's own code", _VERSION)
@@ -56,15 +56,15 @@ inference_seconds = Histogram(
     "servekit_inference_duration_seconds",
     "Time of a forward pass, which may serve several requests, by model and version",
     _VERSION,
-    buckets=_SECONDS,
+    buckets=SECONDS,
 )
 queue_seconds = Histogram(
     "servekit_queue_duration_seconds",
     "Time that a forward pass's first rows waited for it, by model and version",
     _VERSION,
-    buckets=_SECONDS,
+    buckets=SECONDS,
 )
-batch_rows = Histogram("servekit_batch_rows", "Rows of a forward pass, by model and version", _VERSION, buckets=_ROWS)
+batch_rows = Histogram("servekit_batch_rows", "Rows of a forward pass, by model and version", _VERSION, buckets=ROWS)
 
 # Models and workers.
 

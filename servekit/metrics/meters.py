@@ -1,13 +1,14 @@
 """How the server counts: one function or method for each thing that happens, with its series looked up beforehand."""
 
-from collections.abc import Sequence
-from functools import lru_cache
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 from http import HTTPMethod, HTTPStatus
 
 from servekit.errors import DeadlineExceeded, HandlerFailed, Overloaded, RequestError
 from servekit.metrics import families as to
 from servekit.metrics.statistics import statistics_meter
-from servekit.metrics.values import Update, adder, lock, observer
+from servekit.metrics.values import Together, Update, adder, answer_observer, lock
 
 UNMATCHED = "unmatched"  # the route label of a request that no route takes
 OTHER = "other"  # the method label of a method that HTTP does not define
@@ -21,18 +22,14 @@ _METHODS = frozenset(HTTPMethod)
 
 
 @lru_cache(maxsize=1000)  # methods, routes and statuses are few; finding a series takes longer than counting
-def _request_series(method: str, route: str, status: str) -> tuple[Update, Update]:
+def _request_series(method: str, route: str, status: str) -> Callable[[float, int], None]:
     method = method if method in _METHODS else OTHER
-    return adder(to.requests.labels(method, route, status)), observer(to.request_seconds.labels(method, route))
+    return answer_observer(to.requests.labels(method, route, status), to.request_seconds.labels(method, route), to.in_flight)
 
 
 def observe_request(method: str, route: str, status: str, seconds: float, landed: int = 0) -> None:
     """Count one answered request; `route` is a pattern of the route table or UNMATCHED. `landed` are in flight no more."""
-    count, observe = _request_series(method, route, status)
-    with lock():
-        count(1.0)
-        observe(seconds)
-        _in_flight(-landed)
+    _request_series(method, route, status)(seconds, landed)
 
 
 def observe_refusal(status: int) -> None:
@@ -42,7 +39,7 @@ def observe_refusal(status: int) -> None:
 
 add_in_flight: Update = to.in_flight._value.inc
 add_rows_waiting: Update = to.rows_waiting._value.inc
-_in_flight, _rows_waiting = adder(to.in_flight), adder(to.rows_waiting)
+_rows_waiting = adder(to.rows_waiting)
 
 
 def observe_connections(number: int) -> None:
@@ -94,20 +91,29 @@ def is_of_models_code(error: BaseException) -> bool:
     return not isinstance(error, RequestError | MemoryError)
 
 
+# The histograms that each prediction or pass observes, and their bounds.
+_HISTOGRAMS = (
+    *(to.prediction_seconds, to.preprocess_seconds, to.postprocess_seconds, to.inference_seconds, to.queue_seconds),
+    to.batch_rows,
+)
+_LOWEST = to.SECONDS[0]  # which most steps take less than
+
+
+@cache
+def _histograms(model: str, version: str) -> Together:
+    return Together([each.labels(model, version) for each in _HISTOGRAMS])
+
+
 class ModelMeter:
     """The metrics and statistics of one loaded version, looked up once."""
 
     def __init__(self, model: str, version: str, engine: str = "", device: str = "", sha256: str = "") -> None:
         key = (model, version)
         self._rows = adder(to.rows.labels(*key))
-        self._seconds = observer(to.inference_seconds.labels(*key))
-        self._waits = observer(to.queue_seconds.labels(*key))
-        self._batch_rows = observer(to.batch_rows.labels(*key))
+        self._histograms = _histograms(*key)
+        self._places = self._histograms.places
         self._outcomes = {outcome: adder(to.predictions.labels(*key, outcome)) for outcome in OUTCOMES}
         self._ok = self._outcomes["ok"]
-        self._prediction = observer(to.prediction_seconds.labels(*key))
-        self._preprocess = observer(to.preprocess_seconds.labels(*key))
-        self._postprocess = observer(to.postprocess_seconds.labels(*key))
         self._misses = adder(to.deadline_misses.labels(*key))
         self._errors = adder(to.handler_errors.labels(*key))
         self._loaded = to.models_loaded.labels(*key)
@@ -122,11 +128,19 @@ class ModelMeter:
 
     def observe(self, row_count: int, seconds: float, waits: Sequence[float]) -> None:
         """Count one pass of `row_count` rows that took `seconds`, and whose requests had waited for `waits` seconds."""
+        waited = waits[0]
         with lock():
+            numbers = self._histograms.numbers
+            if numbers is None:  # the first time in this process
+                numbers = self._histograms.find()
+            _, _, _, inference, queue, batch = self._places
+            numbers[inference[bisect_left(to.SECONDS, seconds)]] += 1.0
+            numbers[inference[-1]] += seconds
+            numbers[queue[0 if waited <= _LOWEST else bisect_left(to.SECONDS, waited)]] += 1.0
+            numbers[queue[-1]] += waited
+            numbers[batch[bisect_left(to.ROWS, row_count)]] += 1.0
+            numbers[batch[-1]] += row_count
             self._rows(row_count)
-            self._batch_rows(row_count)
-            self._seconds(seconds)
-            self._waits(waits[0])
             self._statistics.observe_pass(row_count, seconds, waits)
 
     def observe_prediction(
@@ -137,10 +151,17 @@ class ModelMeter:
         `bad` ones, which came with them, were the client's mistake. `rows` of them wait no more.
         """
         with lock():
+            numbers = self._histograms.numbers
+            if numbers is None:  # the first time in this process
+                numbers = self._histograms.find()
+            whole, before, after, *_ = self._places
+            numbers[whole[bisect_left(to.SECONDS, seconds)]] += 1.0
+            numbers[whole[-1]] += seconds
+            numbers[before[0 if preprocess <= _LOWEST else bisect_left(to.SECONDS, preprocess)]] += 1.0
+            numbers[before[-1]] += preprocess
+            numbers[after[0 if postprocess <= _LOWEST else bisect_left(to.SECONDS, postprocess)]] += 1.0
+            numbers[after[-1]] += postprocess
             self._ok(good)
-            self._prediction(seconds)
-            self._preprocess(preprocess)
-            self._postprocess(postprocess)
             self._statistics.observe_request(preprocess, postprocess)
             if rows:
                 _rows_waiting(-rows)

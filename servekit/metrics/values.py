@@ -10,8 +10,9 @@ Imported before any metric is made: it puts `Value` in the place of the Promethe
 import logging
 import os
 import threading
+from array import array
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from glob import escape, glob
 from typing import Any
 
@@ -33,7 +34,7 @@ class Values:
 
     def __init__(self) -> None:
         self.name = ""  # of the files: a slot, the master; "" until one is given: the process
-        self._made: list[Value] = []
+        self._made: list[Value | Together] = []
         self._rooms: dict[str, Cells | PrivateCells] = {}
         self._is_shared = True
         # False while the metrics are declared: whose the process is to be, and in which folder, is not known yet.
@@ -50,6 +51,11 @@ class Values:
         """Return whose files this process writes."""
         return self.name or str(os.getpid())
 
+    def keep(self, together: "Together") -> None:
+        """Keep `together`, which finds its places when it is first asked."""
+        with lock():
+            self._made.append(together)
+
     def add(self, value: "Value") -> None:
         """Keep `value`, which is new, and find its place, so that others see it before it counts."""
         with lock():
@@ -60,6 +66,23 @@ class Values:
     def place(self, value: "Value") -> None:
         """Find the place of `value` in the files of this process; the lock is held."""
         value.numbers, value.at = self._cell(value.room, value.key)
+
+    def place_together(self, found: Sequence["Value"]) -> Any:
+        """Find places for values of one kind in one memory, and return that; the lock is held."""
+        numbers: Any = memoryview(array("d", bytes(8 * len(found))))  # which only this process sees
+        places = list(range(len(found)))
+        folder = os.environ.get(MULTIPROCESS_DIR)
+        if folder:
+            try:
+                room = self._room(found[0].room, folder)
+                places = [room.cell(value.key)[1] for value in found]
+                numbers, _ = room.cell(found[0].key)  # now: what a file is mapped to before it grows ends too early
+            except OSError as error:
+                self.say_private(error)
+                places = list(range(len(found)))
+        for value, place in zip(found, places, strict=True):
+            value.numbers, value.at = numbers, place
+        return numbers
 
     def say_private(self, error: OSError) -> None:
         """Say once that `error` keeps what this process counts from the others."""
@@ -72,12 +95,15 @@ class Values:
         folder = os.environ.get(MULTIPROCESS_DIR)
         if folder:
             try:
-                if room not in self._rooms:
-                    self._rooms[room] = Cells(os.path.join(folder, f"{room}_{self.owner()}.db"))
-                return self._rooms[room].cell(key)
+                return self._room(room, folder).cell(key)
             except OSError as error:
                 self.say_private(error)
         return self._rooms.setdefault(f"private {room}", PrivateCells()).cell(key)
+
+    def _room(self, room: str, folder: str) -> Cells | PrivateCells:
+        if room not in self._rooms:
+            self._rooms[room] = Cells(os.path.join(folder, f"{room}_{self.owner()}.db"))
+        return self._rooms[room]
 
     def _let_go(self) -> None:
         for room in self._rooms.values():
@@ -171,18 +197,44 @@ def adder(counter: Counter | Gauge) -> Update:
     return add
 
 
-def observer(histogram: Histogram) -> Update:
-    """Return what observes in one series; the caller holds `lock`. The client's own method looks at every bound."""
-    bounds, buckets, total = histogram._upper_bounds, histogram._buckets, histogram._sum
-    lowest = bounds[0]
+class Together:
+    """Series of histograms that are observed at once; there is one for the same ones in a process.
 
-    def observe(amount: float) -> None:
-        bucket = buckets[0 if amount <= lowest else bisect_left(bounds, amount)]
-        if bucket.numbers is None or total.numbers is None:  # the first time in this process
-            all_values.place(bucket)
-            all_values.place(total)
-        bucket.numbers[bucket.at] += 1.0
-        total.numbers[total.at] += amount
+    Who counts in them does it in place, under `lock`: a call for each would cost more than the counting. `numbers` is
+    None until this process has used it; `places` says of each series where its buckets and at last its sum are.
+    """
+
+    def __init__(self, histograms: Sequence[Histogram]) -> None:
+        self._values: list[list[Value]] = [[*each._buckets, each._sum] for each in histograms]
+        self.numbers: Any = None
+        self.places: list[list[int]] = [[] for _ in histograms]
+        all_values.keep(self)
+
+    def find(self) -> Any:
+        """Find the places, and return the numbers; the lock is held."""
+        self.numbers = all_values.place_together([value for series in self._values for value in series])
+        for places, series in zip(self.places, self._values, strict=True):
+            places[:] = [value.at for value in series]
+        return self.numbers
+
+
+def answer_observer(count: Counter, seconds: Histogram, in_flight: Gauge) -> Callable[[float, int], None]:
+    """Return what counts an answer and its seconds, and takes requests from those in flight, under one lock."""
+    counter, gauge, total = count._value, in_flight._value, seconds._sum
+    bounds, buckets = seconds._upper_bounds, seconds._buckets
+    always = counter, gauge, total
+
+    def observe(amount: float, landed: int) -> None:
+        bucket = buckets[bisect_left(bounds, amount)]
+        with _lock:
+            if bucket.numbers is None or counter.numbers is None:  # the first time in this process
+                for value in (bucket, *always):
+                    all_values.place(value)
+            counter.numbers[counter.at] += 1.0
+            bucket.numbers[bucket.at] += 1.0
+            total.numbers[total.at] += amount
+            if landed:
+                gauge.numbers[gauge.at] -= landed
 
     return observe
 

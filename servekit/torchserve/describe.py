@@ -136,7 +136,7 @@ def _last_error(workers: Sequence[Report], entry: Entry) -> str | None:
 def _ask(registry: Registry, entry: Entry, headers: Mapping[str, str]) -> dict[str, Any]:
     model = registry.model(*entry.key, job="describe")
     rows = np.empty(1, object)
-    rows[0] = HandlerRequest(request_id.get(), {**headers, "describe": "True"}, [Parameter("body", None, b"")])
+    rows[0] = HandlerRequest(request_id(), {**headers, "describe": "True"}, [Parameter("body", None, b"")])
     deadline = time.monotonic() + entry.options.get("response_timeout", _DEFAULTS["response_timeout"])
     answer = model.predict({"request": rows}, deadline)["response"][0]
     try:

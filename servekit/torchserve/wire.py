@@ -103,7 +103,7 @@ def handler_request(
     else:
         sent = request.environ.get("CONTENT_TYPE", "").partition(";")[0].strip()
         parameters[_BODY] = Parameter(_BODY, sent or None, request.get_data())
-    return HandlerRequest(request_id.get(), headers_of(request) | dict(headers or {}), list(parameters.values()))
+    return HandlerRequest(request_id(), headers_of(request) | dict(headers or {}), list(parameters.values()))
 
 
 def headers_of(request: Request) -> dict[str, str]:
