@@ -111,7 +111,8 @@ class ModelMeter:
         key = (model, version)
         self._rows = adder(to.rows.labels(*key))
         self._histograms = _histograms(*key)
-        self._places = self._histograms.places
+        # Each is where its buckets and at last its sum are: found here, not in a list of lists, which is slow to get at.
+        self._whole, self._before, self._after, self._inference, self._queue, self._batch = self._histograms.places
         self._outcomes = {outcome: adder(to.predictions.labels(*key, outcome)) for outcome in OUTCOMES}
         self._ok = self._outcomes["ok"]
         self._misses = adder(to.deadline_misses.labels(*key))
@@ -133,7 +134,7 @@ class ModelMeter:
             numbers = self._histograms.numbers
             if numbers is None:  # the first time in this process
                 numbers = self._histograms.find()
-            _, _, _, inference, queue, batch = self._places
+            inference, queue, batch = self._inference, self._queue, self._batch
             numbers[inference[bisect_left(to.SECONDS, seconds)]] += 1.0
             numbers[inference[-1]] += seconds
             numbers[queue[0 if waited <= _LOWEST else bisect_left(to.SECONDS, waited)]] += 1.0
@@ -154,7 +155,7 @@ class ModelMeter:
             numbers = self._histograms.numbers
             if numbers is None:  # the first time in this process
                 numbers = self._histograms.find()
-            whole, before, after, *_ = self._places
+            whole, before, after = self._whole, self._before, self._after
             numbers[whole[bisect_left(to.SECONDS, seconds)]] += 1.0
             numbers[whole[-1]] += seconds
             numbers[before[0 if preprocess <= _LOWEST else bisect_left(to.SECONDS, preprocess)]] += 1.0
