@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 # What tests share asserts, too, where Python is told to leave asserts out.
-pytest.register_assert_rewrite("tests.raw", "tests.reader", "tests.server")
+pytest.register_assert_rewrite(*(f"tests.{path.stem}" for path in Path(__file__).parent.glob("*")))
 
 from tests.server import WORKER_CLASSES, Server, running  # noqa: E402
 from tests.training import few_digits, train_both  # noqa: E402

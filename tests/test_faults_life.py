@@ -86,7 +86,7 @@ from servekit.gateway import refusal
 from servekit.guardian import *
 listener = socket.create_server(("127.0.0.1", 0))
 guardian = Guardian()
-assert guardian.start([listener], 5.0)
+guardian.start([listener], 5.0) or sys.exit("no guardian")
 guardian.learn([listener], refusal)
 print(listener.getsockname()[1], flush=True)
 held = []

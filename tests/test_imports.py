@@ -56,10 +56,11 @@ def test_every_form_of_import(tmp_path: Path) -> None:
             from a.c import C as c
             answer = a.b.B + ab.B + d.D + B + c + ab.a.c.C + json.dumps(os.path.sep)
             importlib.util.find_spec, importlib.metadata.version
-            assert __import__("a.b").b is __import__("a.b", fromlist=["B"]) is __import__("a.b", None, None, [], 0).b is ab
+            same = __import__("a.b").b is __import__("a.b", fromlist=["B"]) is __import__("a.b", None, None, [], 0).b is ab
             """,
     )
-    assert Modules([tmp_path]).load("handler").answer == 'bbdbcc"/"'
+    handler = Modules([tmp_path]).load("handler")
+    assert handler.answer == 'bbdbcc"/"' and handler.same
 
 
 def test_what_the_archive_does_not_have_is_imported_as_ever(tmp_path: Path) -> None:
