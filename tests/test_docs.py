@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,7 +134,6 @@ def form_of(answer: str) -> str:
 
 
 def test_a_second_make_serve_starts_at_once(made_server: Server, store: Path, tmp_path: Path) -> None:
-    started = time.monotonic()
     variables = environment(SERVEKIT_MODEL_STORE=str(store), GUNICORN_CMD_ARGS="--bind 127.0.0.1:0", WEB_CONCURRENCY="1")
     with (tmp_path / "log").open("wb") as output:
         process = subprocess.Popen(
@@ -143,8 +141,7 @@ def test_a_second_make_serve_starts_at_once(made_server: Server, store: Path, tm
         )
     try:
         assert wait_for(lambda: "is ready" in (tmp_path / "log").read_text(), process)
-        assert time.monotonic() - started < 20  # nothing is installed and nothing trained: seconds, on any machine
-        assert "Installing" not in (tmp_path / "log").read_text()
+        assert not re.search("Installing|Training|Wrote", (tmp_path / "log").read_text())
     finally:
         os.killpg(process.pid, 2)
         process.wait(timeout=40)

@@ -128,7 +128,7 @@ def test_heads_of_parts_that_would_take_long_to_read_are_refused_at_once(body: b
     started = time.process_time()
     with pytest.raises(InvalidInput, match="too large a head"):
         read(body, "multipart/form-data; boundary=b")
-    assert time.process_time() - started < 0.2
+    assert time.process_time() - started < 0.5
 
 
 def test_a_boundary_that_no_client_writes_is_refused() -> None:

@@ -105,15 +105,16 @@ def test_a_long_pass_runs_beside_the_loop_and_the_next_batch_gathers_meanwhile(
     engine.gate.clear()
     batcher = Batcher(engine, 32, is_long=True)
     first, second, third = Client(batcher, 1), Client(batcher, 2), Client(batcher, 3)
-    late = Client(batcher, 4, seconds=0.05)
     turns.start(first)
     while not engine.passes:
         time.sleep(0.001)
     assert turns.long_pass[0] < time.monotonic()
+    late = Client(batcher, 4, seconds=0.2)
     for client in (second, third, late):
         turns.start(client)
     assert turns.next_deadline == late.deadline
-    time.sleep(0.06)
+    while time.monotonic() < late.deadline:
+        time.sleep(0.01)
     turns.turn()  # not held up by the pass
     assert isinstance(late.answer, DeadlineExceeded)
     assert first.answer is None
