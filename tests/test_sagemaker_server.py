@@ -178,11 +178,14 @@ def test_models_come_and_go_in_every_worker(server: Server, models: Path) -> Non
     assert server.get("/models")[2] == {"models": []}
     assert [load(server, "h1", models / "a"), load(server, "h2", models / "b"), load(server, "h1", models / "a")] == [200, 200, 409]
     workers = server.workers()
-    seen = set()
-    for _ in range(40):
+    seen: set[int] = set()
+
+    def all_have_answered() -> bool:
         assert server.post("/models/h1/invoke", "1\n2\n", "text/csv")[::2] == (200, [2, 4])
         seen.add(int(server.post("/models/h2/invoke", "", "text/csv")[2]))
-    assert seen == set(workers) and len(seen) == 2
+        return len(seen) == 2
+
+    assert wait_for(all_have_answered) and seen == set(workers)
     for name in ("h1", "h2"):
         assert server.request("DELETE", f"/models/{name}")[0] == 200
     assert {server.post("/models/h1/invoke", "1\n", "text/csv")[0] for _ in range(10)} == {404}
