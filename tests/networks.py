@@ -1,5 +1,6 @@
 """Networks and handlers that misbehave on purpose, for model stores that tests write."""
 
+import os
 import time
 
 import torch
@@ -8,11 +9,15 @@ from torch import Tensor, nn
 from servekit.handlers.base import Handler
 
 
+IN_PASS = "Now this takes a while.\n"  # what the next two write, for the log of a server, as a pass begins
+
+
 class Slow(nn.Module):
     """Takes a second and a half for each pass with an input above zero; the warm-up's zeros pass at once."""
 
     def forward(self, value: Tensor) -> Tensor:
         if value.max() > 0:
+            os.write(1, IN_PASS.encode())
             time.sleep(1.5)
         return value
 
@@ -28,6 +33,8 @@ class Hanging(nn.Module):
     """Never comes back from an input above zero."""
 
     def forward(self, value: Tensor) -> Tensor:
+        if value.max() > 0:
+            os.write(1, IN_PASS.encode())
         while value.max() > 0:
             time.sleep(0.1)
         return value

@@ -251,7 +251,7 @@ def test_a_request_that_runs_when_the_server_stops_is_finished(tmp_path: Path) -
         replies: list[int] = []
         client = threading.Thread(target=lambda: replies.append(server.post_form("/predict", "value=5")[0]))
         client.start()
-        time.sleep(0.5)
+        assert wait_for(lambda: networks.IN_PASS in server.text())
         server.process.send_signal(signal.SIGTERM)
         client.join()
         assert replies == [200]
