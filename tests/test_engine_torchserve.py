@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -458,6 +459,13 @@ def test_a_working_directory_that_is_gone_does_not_matter(tmp_path: Path) -> Non
     command = [sys.executable, "-c", dedent(code)]
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["here"] == str(tmp_path.resolve())
+
+
+def test_a_request_that_a_version_has_when_its_archive_is_removed_is_answered(tmp_path: Path) -> None:
+    engine = start(write(tmp_path / "model", handler="def handle(data, context):\n    return ['done']"))
+    shutil.rmtree(tmp_path / "model")
+    with ThreadPoolExecutor(1) as pool:
+        assert text_of(pool.submit(ask, engine, request()).result()[0]) == "done"
 
 
 def test_required_packages_are_imported(tmp_path: Path) -> None:

@@ -23,7 +23,10 @@ def working_in(folder: Path) -> Iterator[None]:
         yield
         return
     before = _current()
-    os.chdir(folder)
+    try:
+        os.chdir(folder)
+    except FileNotFoundError:  # its version has been removed since the request came, which is still answered
+        os.chdir("/")
     try:
         yield
     finally:
