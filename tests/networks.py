@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from servekit.handlers.base import Handler
 
-
 IN_PASS = "Now this takes a while.\n"  # what the next two write, for the log of a server, as a pass begins
 
 

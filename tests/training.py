@@ -34,7 +34,7 @@ def train_both(model_store: Path, digits: Digits) -> None:
     """Write both models into `model_store`."""
     paths = Settings(model_store=model_store)
     train_linear(LinearSettings(), paths)
-    train_mnist(MnistSettings(epochs=20 if digits.source == EMBEDDED else 1), paths, digits)
+    train_mnist(MnistSettings(epochs=8 if digits.source == EMBEDDED else 1), paths, digits)
 
 
 def main(folder: Path) -> None:
