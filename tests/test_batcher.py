@@ -76,10 +76,9 @@ def test_a_request_that_waits_past_its_deadline_is_never_run() -> None:
     holder.start()
     while not engine.passes:
         time.sleep(0.001)
-    started = time.monotonic()
     with pytest.raises(DeadlineExceeded):
-        batcher(rows(1), started + 0.05)
-    assert time.monotonic() - started < 1.5
+        batcher(rows(1), time.monotonic() + 0.05)
+    assert engine.running  # the pass before it
     holder.join()
     assert engine.passes == [5]
 

@@ -143,10 +143,10 @@ def test_a_header_names_the_inputs_or_is_passed_over() -> None:
 )
 def test_a_bomb_is_refused_before_it_takes_memory(body: bytes) -> None:
     for signature in (PAIR, taking(("x", "float32", (-1, -1)))):
-        started = time.monotonic()
+        started = time.process_time()
         with pytest.raises(InvalidInput):
             read_csv(body, signature)
-        assert time.monotonic() - started < 5
+        assert time.process_time() - started < 5
     assert MAX_FIELDS < 5_000_000
 
 

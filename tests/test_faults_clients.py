@@ -150,7 +150,7 @@ def test_clients_that_leave_early_leave_nothing_behind(served: Server) -> None:
             client.sendall(opening)
             ending(client)
     assert served.post_form("/predict", "value=5")[0] == 200
-    assert wait_for(lambda: descriptors(served) <= before, seconds=5)
+    assert wait_for(lambda: descriptors(served) <= before)
 
 
 class Loop:
@@ -243,12 +243,12 @@ def test_what_waits_of_an_abandoned_request_is_not_computed() -> None:
 
     for _ in range(3):
         turns.start(request)
-    assert wait_for(lambda: passes == [1], seconds=5)
+    assert wait_for(lambda: passes == [1])
     turns.abandon(requests[1])
     turns.turn()
     assert len(batcher_error) == 1
     gate.set()
-    assert wait_for(lambda: turns.turn() or len(passes) == 2, seconds=5)
+    assert wait_for(lambda: turns.turn() or len(passes) == 2)
     time.sleep(0.05)
     turns.turn()
     assert passes == [1, 1]

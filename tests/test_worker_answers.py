@@ -92,7 +92,7 @@ def test_an_application_that_fails_is_a_500_that_gives_nothing_away(http: PlainS
     assert list(error) == ["error"] and error["error"]
     assert answer.headers["content-type"] == "application/json"
     assert not any(secret in answer.body for secret in SECRETS)
-    assert wait_for(lambda: "RuntimeError: a secret of the application" in http.text(), seconds=5)
+    assert wait_for(lambda: "RuntimeError: a secret of the application" in http.text())
     assert http.ask(get("/a")).status == 200
 
 
@@ -146,9 +146,9 @@ def test_a_connection_that_is_announced_as_closed_is_closed(client: Client) -> N
 def test_an_answer_is_closed_once_by_the_server(http: PlainServer) -> None:
     http.clear_marks()
     assert len(http.ask(get("/noted?pieces=3")).body) == 3 * 65536
-    assert wait_for(http.marks, seconds=5) == ["closed"]
+    assert wait_for(http.marks) == ["closed"]
     http.ask(get("/noted?pieces=3").replace(b"GET", b"HEAD"), "HEAD")
-    assert wait_for(lambda: http.marks() == ["closed"] * 2, seconds=5)
+    assert wait_for(lambda: http.marks() == ["closed"] * 2)
 
 
 def test_a_large_answer_reaches_a_slow_reader_whole(http: PlainServer) -> None:

@@ -73,7 +73,7 @@ def test_the_validator_of_the_standard_library_has_no_complaint(http: PlainServe
         for _ in range(2):
             answer = client.ask(head.encode() + body, method)
             assert (answer.status, answer.body) == (200, body)
-    assert wait_for(lambda: f"checked {method}" in http.text(), seconds=5)
+    assert wait_for(lambda: f"checked {method}" in http.text())
     assert "garbage collected without being closed" not in http.text()
 
 
@@ -184,13 +184,13 @@ def test_ipv6_is_served(http: PlainServer) -> None:
 def test_the_access_log_is_gunicorns_with_its_own_format(http: PlainServer) -> None:
     http.ask(b"GET /stream-length?logged=1 HTTP/1.1\r\nHost: x\r\nX-A: b\r\n\r\n")
     line = "access GET /stream-length?logged=1 200 12 b 127.0.0.1"
-    assert wait_for(lambda: line in http.text(), seconds=5), http.text()
+    assert wait_for(lambda: line in http.text()), http.text()
 
 
 def test_the_hooks_of_the_settings_are_called_with_request_and_answer(http: PlainServer) -> None:
     http.ask(b"GET /hooked?a=b HTTP/1.1\r\nHost: x\r\n\r\n")
     worker = http.workers()[0]
-    assert wait_for(lambda: f"post_request {worker} GET /hooked 200 OK" in http.text(), seconds=5), http.text()
+    assert wait_for(lambda: f"post_request {worker} GET /hooked 200 OK" in http.text()), http.text()
     assert f"pre_request {worker} GET /hooked a=b" in http.text()
 
 

@@ -74,7 +74,7 @@ def test_no_damaged_request_does_damage(http: PlainServer, change: object) -> No
             assert http.ask(GOOD).body == b"good"
     assert {200, 400} <= seen
     assert http.workers() == before
-    assert wait_for(lambda: http.descriptors() <= descriptors, seconds=5)
+    assert wait_for(lambda: http.descriptors() <= descriptors)
     assert http.ask(GOOD).body == b"good"
     assert "Traceback" not in http.text()
 
