@@ -264,6 +264,9 @@ def note_passes(jobs: Sequence[Job]) -> None:
     current = record.get()
     if current is None:
         return
+    if len(jobs) == 1 and (ran := jobs[0].ran) is not None:
+        current.add_pass(ran[0], ran[1] - jobs[0].submitted, ran[2])
+        return
     before = 0.0  # a job waits while those before it run; that is no time in the line
     for job in jobs:
         rows, began, seconds = job.ran or (0, time.monotonic(), 0.0)

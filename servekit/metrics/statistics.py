@@ -59,7 +59,7 @@ class StatisticsMeter:
     def observe_pass(self, row_count: int, seconds: float, waits: Sequence[float]) -> None:
         """Count a pass, whose requests had waited for `waits` seconds."""
         numbers = self._numbers
-        place = _LAST + 1 + 2 * min(row_count, _MOST_ROWS)
+        place = _LAST + 1 + 2 * (row_count if row_count < _MOST_ROWS else _MOST_ROWS)
         numbers[place] += 1.0
         numbers[place + 1] += seconds
         if len(waits) == 1:
