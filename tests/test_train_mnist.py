@@ -59,8 +59,10 @@ def test_a_seed_makes_a_run_repeatable(tmp_path: Path, digits: Digits) -> None:
 
 
 def test_fewer_digits_than_a_batch_are_enough(tmp_path: Path, digits: Digits) -> None:
+    threads = torch.get_num_threads()
     folder = train(MnistSettings(epochs=2), Settings(model_store=tmp_path), digits.first(50))
     assert (folder / "model.json").exists()
+    assert torch.get_num_threads() == threads  # which OMP_NUM_THREADS gives to each process of the tests
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ distorted so strongly that the network reads MNIST's too.
 """
 
 import dataclasses
+import os
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -161,7 +162,8 @@ def _to_pixels(images: Tensor) -> np.ndarray:
 def _fit(
     digits: Digits, schedule: Schedule, distortion: Mapping[str, Any], seed: int
 ) -> tuple[MnistCNN, list[Point]]:
-    torch.set_num_threads(usable_cores())  # torch counts the cores of the machine, not those of its container
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(usable_cores())  # torch counts the cores of the machine, not those of its container
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     network = MnistCNN()
