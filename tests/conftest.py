@@ -3,6 +3,7 @@
 import fcntl
 import io
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Path:
     with (run / "training.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (run / "model_store").exists():
+            shutil.rmtree(run / "unfinished", ignore_errors=True)  # of a process that was ended meanwhile
             train_both(run / "unfinished", digits)
             (run / "unfinished").rename(run / "model_store")
     return run / "model_store"
