@@ -46,7 +46,7 @@ def _versions() -> list[Case]:
         infer("predict the default version", "POST", "/predictions/version", b"x", TEXT),
         manage("third version, not waited for", "POST", "/models?url=version3.mar&initial_workers=1&synchronous=false"),
         infer("predict the third version", "POST", "/predictions/version/3.0-beta", b"x", TEXT, until="^3.0-beta$"),
-        manage("describe all versions", "GET", "/models/version/all"),
+        manage("describe all versions", "GET", "/models/version/all", until="(?s)READY.*READY"),
     ]
 
 
