@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from gunicorn.arbiter import Arbiter
@@ -56,7 +56,7 @@ def hand_over(server: Arbiter, state: State, take: Callable[[Config], object]) -
     start at a time, so that those who serve meanwhile keep cores and memory, and the master goes on. A reload that
     follows before the last one is done makes what has started out of date, too; several at once are one.
     """
-    read, reload, manage, spawn = server.app.reload, server.reload, server.manage_workers, _spawn_if_possible(server)
+    reload, manage, spawn = server.reload, server.manage_workers, _spawn_if_possible(server)
     is_asked = False
     last_old = 0  # the age of the youngest worker that is to be replaced
 
@@ -89,23 +89,34 @@ def hand_over(server: Arbiter, state: State, take: Callable[[Config], object]) -
         except ServekitError as error:
             log.error("Not reloaded, the old workers go on: %s", error)
             return
-        patience = None
-
-        def do_not_wait() -> None:
-            nonlocal patience
-            patience = server.cfg.graceful_timeout  # what Gunicorn is about to wait for the old workers
-            server.cfg.set("graceful_timeout", 0)
-
-        server.app.reload, server.spawn_worker, server.manage_workers = _nothing, _nothing, do_not_wait
-        try:
-            reload()
-        finally:
-            server.app.reload, server.spawn_worker, server.manage_workers = read, spawn, manage_and_replace
-            if patience is not None:
-                server.cfg.set("graceful_timeout", patience)
+        except Exception:  # what nobody has thought of is not to end a server either
+            log.exception("Not reloaded, the old workers go on")
+            return
+        _take_over(server, reload)
         last_old = server.worker_age
 
     server.spawn_worker, server.manage_workers, server.reload = spawn, manage_and_replace, ask
+
+
+def _take_over(server: Arbiter, reload: Callable[[], None]) -> None:
+    """Let Gunicorn's own `reload` take the configuration that has been read; it starts no worker and waits for none."""
+    read, spawn, manage = server.app.reload, server.spawn_worker, server.manage_workers
+    variables, patience = dict(os.environ), None
+
+    def do_not_wait() -> None:
+        nonlocal patience
+        patience = server.cfg.graceful_timeout  # what Gunicorn is about to wait for the old workers
+        server.cfg.set("graceful_timeout", 0)
+
+    # Called when Gunicorn has taken out what the old configuration had set, and with it what the new one has set by itself.
+    server.app.reload = lambda: _set_environ(variables)
+    server.spawn_worker, server.manage_workers = _nothing, do_not_wait
+    try:
+        reload()
+    finally:
+        server.app.reload, server.spawn_worker, server.manage_workers = read, spawn, manage
+        if patience is not None:
+            server.cfg.set("graceful_timeout", patience)
 
 
 @contextlib.contextmanager
@@ -119,16 +130,20 @@ def _read_ahead(server: Arbiter) -> Iterator[Config]:
         _take_out(before)
         server.app.reload()
         yield server.app.cfg
-    except (ServekitError, SystemExit) as error:
+    except (Exception, SystemExit) as error:
         server.app.cfg, sys.path[:] = before, path
-        os.environ.clear()
-        os.environ.update(variables)
+        _set_environ(variables)
         with contextlib.suppress(OSError):  # the folder is not there any more
             os.chdir(before.chdir)
-        if isinstance(error, ServekitError):
+        if not isinstance(error, SystemExit):
             raise
         reason = error.code if isinstance(error.code, str) else "Gunicorn's configuration cannot be read."
         raise StartupError(reason) from None
+
+
+def _set_environ(variables: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
 
 
 def _take_out(cfg: Config) -> None:

@@ -205,8 +205,7 @@ def inflated_body() -> bytes:
 def payload() -> Payload:
     """Return what the current request carries, read on first use; raise as `read_payload` does."""
     sent: BodyInMemory = request._get_current_object()  # type: ignore[attr-defined]
-    length = sent.content_length
-    return apart(len(sent.get_data()) if length is None else length, lambda: sent.payload)
+    return apart(len(sent.get_data()), lambda: sent.payload)
 
 
 def error_response(message: str, status: int) -> Response:

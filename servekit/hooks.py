@@ -42,6 +42,14 @@ RESPAWN_PAUSE_SECONDS = 2.0  # between two tries of a worker that cannot load it
 log = logging.getLogger("servekit")
 
 
+def refuse_unusable(cfg: Config) -> None:
+    """Raise RuntimeError, which Gunicorn prints as one sentence before it exits, for what a server of servekit cannot do."""
+    try:
+        require_usable(cfg)
+    except StartupError as error:
+        raise RuntimeError(str(error)) from None
+
+
 class Logger(glogging.Logger):
     """Gunicorn's logger, with our lines on its handlers: `--log-level`, `--access-logfile` and the rest still work."""
 
@@ -51,8 +59,8 @@ class Logger(glogging.Logger):
         Gunicorn calls this first of all, so what cannot be used is refused here: a RuntimeError is printed as one
         sentence before it exits.
         """
+        refuse_unusable(cfg)
         try:
-            require_usable(cfg)
             log_format = Settings.from_environ(os.environ).log_format
         except StartupError as error:
             raise RuntimeError(str(error)) from None

@@ -132,7 +132,7 @@ class Model:
         if current is not None:
             current.preprocess_seconds += read - started
             current.postprocess_seconds += done - computed
-        self.meter.observe_prediction(done - started, read - started, done - computed, 1, 0, rows)
+        self.meter.observe_prediction(done - started, read - started, done - computed, leaving=rows)
         return answer
 
     def _read(self, tensors: Tensors, rows: int, deadline: float) -> Tensors:

@@ -58,6 +58,8 @@ def require_startable(server: Arbiter, cfg: Config) -> dict[str, str]:
         addresses, variables = cfg.address, {**os.environ, **cfg.env}
     except RuntimeError as error:
         raise SettingError(f"Gunicorn's configuration cannot be used: {error}") from None
+    if "" in cfg.env:
+        raise SettingError("A variable of raw_env has no name before its equals sign.")
     seal_keys(variables)
     settings = Settings.from_environ(variables)
     require_usable(cfg)
@@ -92,6 +94,8 @@ def _require_pidfile(path: str) -> None:
         process = Pidfile(path).validate()
     except OSError as error:
         raise SettingError(f"The pidfile {path} cannot be read: {error.strerror}; name another one.") from None
+    except OverflowError:
+        raise SettingError(f"The pidfile {path} holds a number that no process has; name another one.") from None
     if process not in (None, os.getpid()):
         raise SettingError(f"The pidfile {path} is another server's; name another one.")
     if not os.access(os.path.dirname(path) or ".", os.W_OK | os.X_OK):

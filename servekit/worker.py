@@ -32,7 +32,7 @@ from servekit.connection import ClientGone, Connection, Phase
 from servekit.descriptors import Shortage, is_shortage, room_for
 from servekit.gateway import Gateway, Response, refusal
 from servekit.guardian import AN_ANSWER, NOTHING, SAY_WHERE, STUCK, THE_REST, Guardian
-from servekit.hooks import worker_stops
+from servekit.hooks import refuse_unusable, worker_stops
 from servekit.http1 import Limits, Refused, Request
 from servekit.keys import JUDGES
 from servekit.memory import return_freed_memory
@@ -62,10 +62,7 @@ class Worker(base.Worker):
     @classmethod
     def check_config(cls, cfg: Config, log: Any) -> None:
         """Refuse, in the master and before anything is served, what this worker does not do."""
-        for name, is_set in {"TLS": cfg.is_ssl, "the proxy protocol": cfg.proxy_protocol != "off"}.items():
-            if is_set:
-                log.error("This worker class does not speak %s; use --worker-class gthread, or put a proxy in front.", name)
-                sys.exit(1)
+        refuse_unusable(cfg)
         settings = Settings.from_environ(os.environ)
         most = settings.max_workers if settings.torchserve else 1
         # Sockets of their own are balanced by the kernel.

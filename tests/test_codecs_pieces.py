@@ -130,6 +130,15 @@ def test_what_was_loaded_is_emptied_at_the_end() -> None:
         assert load_json(b"[[1],2]") == [[1], 2]
 
 
+def test_deep_lists_are_emptied_a_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    body = b"[" * 99 + b"1," * PIECE_BYTES * 2 + b"1" + b"]" * 99
+    with freed_in_pieces():
+        load_json(body)
+        monkeypatch.setattr("servekit.codecs.pieces.time.sleep", pauses.append)
+    assert 2 <= len(pauses) < 10
+
+
 def test_large_arrays_are_written_as_numpys_lists_are() -> None:
     for array in (
         np.linspace(0, 1, 200_000, dtype=np.float32),

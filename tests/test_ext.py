@@ -62,3 +62,26 @@ def test_large_ones_are_read_one_after_the_other_and_not_past_the_deadline() -> 
         gate.set()
         assert first.result() and second.result()
     assert ask(0.0, lambda: 2) == 2  # none is under way
+
+
+def test_a_form_that_is_too_large_is_refused_while_large_ones_are_read() -> None:
+    app, gate, entered = Flask("test"), threading.Event(), threading.Event()
+    ext.init_app(app, Settings(max_body_bytes=ext.LARGE_BYTES), Repository(State.private([]), Settings()))
+    app.post("/form")(lambda: {"count": len(ext.payload().all("a"))})
+    soon = {DEADLINE: time.monotonic() + 10}
+
+    def hold() -> bool:
+        entered.set()
+        return gate.wait(10)
+
+    def hold_all() -> object:
+        with app.test_request_context(environ_overrides=soon):
+            return ext.apart(ext.LARGE_AT_ONCE, hold)
+
+    with ThreadPoolExecutor() as pool:
+        held = pool.submit(hold_all)
+        assert entered.wait(10)
+        reply = app.test_client().post("/form", data={"a": "x" * ext.LARGE_BYTES}, environ_overrides=soon)
+        assert reply.status_code == 413
+        assert not held.done()
+        gate.set()

@@ -62,6 +62,7 @@ def test_what_servekit_cannot_do_with_gunicorn_is_one_sentence(settings: dict[st
 def test_a_reload_takes_nothing_that_a_start_would_refuse(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "other").write_text(str(os.getppid()))
+    (tmp_path / "huge").write_text("9" * 20)
     (free,) = free_ports(1)
     here, there = "127.0.0.1:5001", f"127.0.0.1:{free}"
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -81,6 +82,8 @@ def test_a_reload_takes_nothing_that_a_start_would_refuse(tmp_path: Path) -> Non
             "environment setting 'alone' invalid": {"bind": [here], "raw_env": ["alone"]},
             "/no/pid is not there or cannot be written": {"bind": [here], "pidfile": f"{tmp_path}/no/pid"},
             "cannot be read: Is a directory": {"bind": [here], "pidfile": str(tmp_path)},
+            "/huge holds a number that no process has": {"bind": [here], "pidfile": f"{tmp_path}/huge"},
+            "A variable of raw_env has no name": {"bind": [here], "raw_env": ["=x"]},
             "/other is another server's": {"bind": [here], "pidfile": f"{tmp_path}/other"},
             "SERVEKIT_INFERENCE_KEY must have at least": {"bind": [here], "raw_env": ["SERVEKIT_INFERENCE_KEY=short"]},
         }

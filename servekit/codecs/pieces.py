@@ -24,9 +24,9 @@ _OTHERS = bytes(set(range(256)) - set(b"[]{}"))
 
 Container = list[Any] | dict[str, Any]
 Loads = Callable[[bytes], Any]
-Joint = tuple[Container, int]
+Joint = tuple[Container, int]  # a list or object, and how much it held before a piece
 
-_joints: ContextVar[list[Joint] | None] = ContextVar("joints", default=None)
+_joints: ContextVar[list[list[Joint]] | None] = ContextVar("joints", default=None)
 
 
 def load_in_pieces(body: bytes, loads: Loads, size: int = PIECE_BYTES) -> Any:
@@ -49,19 +49,19 @@ def load_in_pieces(body: bytes, loads: Loads, size: int = PIECE_BYTES) -> Any:
 @contextlib.contextmanager
 def freed_in_pieces() -> Iterator[None]:
     """Empty all that `load_in_pieces` has returned within, at the end and as slowly; nobody may hold it longer."""
-    joints: list[Joint] = []
+    joints: list[list[Joint]] = []
     token = _joints.set(joints)
     try:
         yield
     finally:
         _joints.reset(token)
         while joints:
-            container, length = joints.pop()
-            if isinstance(container, list):
-                del container[length:]
-            else:
-                while len(container) > length:
-                    container.popitem()
+            for container, length in reversed(joints.pop()):
+                if isinstance(container, list):
+                    del container[length:]
+                else:
+                    while len(container) > length:
+                        container.popitem()
             time.sleep(_PAUSE_SECONDS)
 
 
@@ -74,7 +74,7 @@ class _Loading:
         self._open: list[Container] = []  # lists and objects whose end has not been seen, the outermost first
         self._brackets = b""  # with which they begin
         joints = _joints.get()
-        self._joints: list[Joint] = [] if joints is None else joints
+        self._joints: list[list[Joint]] = [] if joints is None else joints  # of each piece
 
     def add(self, piece: bytes, brackets: bytes, is_last: bool) -> None:
         """Take the next piece, whose brackets outside of strings are `brackets`; raise InvalidInput."""
@@ -99,11 +99,11 @@ class _Loading:
 
     def _join(self, parts: list[Container]) -> None:
         """Put what `parts` hold to the open lists and objects that they continue."""
+        self._joints.append([(container, len(container)) for container in self._open])
         for container, part in zip(self._open, parts, strict=True):
             is_innermost = container is self._open[-1]
             if is_innermost and not part:  # a comma with nothing behind it
                 raise InvalidInput(NOT_JSON)
-            self._joints.append((container, len(container)))
             if isinstance(container, dict):
                 members = cast(dict[str, Any], part)
                 members.pop(_GOES_ON, None)

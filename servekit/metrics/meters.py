@@ -145,11 +145,11 @@ class ModelMeter:
             self._statistics.observe_pass(row_count, seconds, waits)
 
     def observe_prediction(
-        self, seconds: float, preprocess: float = 0.0, postprocess: float = 0.0, good: int = 1, bad: int = 0, rows: int = 0
+        self, seconds: float, preprocess: float = 0.0, postprocess: float = 0.0, good: int = 1, bad: int = 0, leaving: int = 0
     ) -> None:
         """Count `good` predictions that took so many seconds in all, and in the steps before and after their passes.
 
-        `bad` ones, which came with them, were the client's mistake. `rows` of them wait no more.
+        `bad` ones, which came with them, were the client's mistake. `leaving` rows of them wait no more.
         """
         with lock():
             numbers = self._histograms.numbers
@@ -164,8 +164,8 @@ class ModelMeter:
             numbers[after[-1]] += postprocess
             self._ok(good)
             self._statistics.observe_request(preprocess, postprocess)
-            if rows:
-                _rows_waiting(-rows)
+            if leaving:
+                _rows_waiting(-leaving)
             if bad:
                 self._outcomes["invalid"](bad)
 

@@ -35,9 +35,8 @@ class Statistics:
 class StatisticsMeter:
     """Counts what `Statistics` tells, in memory that all workers read; there is one a process and version.
 
-    Who counts holds the lock of all values, so that a request takes it once for all that is counted of it.
-
-    A value of Prometheus for each sum would cost a request twice as much.
+    A value of Prometheus for each sum would cost a request twice as much. Who counts holds the lock of all values, so that a
+    request takes it once for all that is counted of it.
     """
 
     def __init__(self, model: str, version: str) -> None:
