@@ -113,6 +113,8 @@ def _take_over(server: Arbiter, reload: Callable[[], None]) -> None:
     server.spawn_worker, server.manage_workers = _nothing, do_not_wait
     try:
         reload()
+    except Exception:  # of a hook of the user's, which comes when all has been taken
+        log.exception("The reload goes on, but met an error")
     finally:
         server.app.reload, server.spawn_worker, server.manage_workers = read, spawn, manage
         if patience is not None:
@@ -164,7 +166,9 @@ def _spawn_if_possible(server: Arbiter) -> Callable[[], Any]:
             return spawn()
         except OSError as error:  # no memory, process, descriptor or room for its heartbeat is left
             log.error("A worker cannot be started for now: %s.", error.strerror)
-            return None
+        except Exception:  # of a hook of the user's
+            log.exception("A worker cannot be started for now")
+        return None
 
     return spawn_if_possible
 

@@ -11,6 +11,7 @@ from servekit.errors import StartupError
 
 Address = tuple[str, int]
 _LISTENS = "0A"  # the state of a listening socket in /proc/net/tcp
+MAX_SOCKET_PATH = 107  # bytes of a path, which the system ends by another one
 _PROC = Path("/proc")
 
 
@@ -33,6 +34,8 @@ def require_free(address: Address) -> None:
 def require_path(path: str) -> None:
     """Raise StartupError if Gunicorn could make no socket at `path`: it takes the place of an old one only."""
     folder = Path(path).parent
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        raise StartupError(f"A socket's path may have {MAX_SOCKET_PATH} bytes, and one has more; choose another path.")
     try:
         is_taken = not path.startswith("\0") and not stat.S_ISSOCK(os.stat(path).st_mode)
     except FileNotFoundError:

@@ -58,13 +58,13 @@ def require_startable(server: Arbiter, cfg: Config) -> dict[str, str]:
         addresses, variables = cfg.address, {**os.environ, **cfg.env}
     except RuntimeError as error:
         raise SettingError(f"Gunicorn's configuration cannot be used: {error}") from None
-    if "" in cfg.env:
-        raise SettingError("A variable of raw_env has no name before its equals sign.")
+    _require_environ(cfg)
     seal_keys(variables)
     settings = Settings.from_environ(variables)
     require_usable(cfg)
-    if cfg.pidfile:
-        _require_pidfile(cfg.pidfile)
+    _require_files(cfg)
+    if not addresses:
+        raise SettingError("There is no address to listen on; set bind to one.")
     if addresses == server.cfg.address:  # a socket that was given had its number only once
         require_entrance(settings, [each.getsockname() for each in server.LISTENERS] or addresses_of(cfg))
     else:
@@ -86,6 +86,25 @@ def take_newest(server: Arbiter, cfg: Config, state: State) -> None:
             state.write(Desired.of(entries_of(settings, cfg.workers), desired.generation), wakes=False)
     except OSError as error:
         raise StartupError(f"what is to be served cannot be written down ({error.strerror})") from None
+
+
+def _require_environ(cfg: Config) -> None:
+    """Raise SettingError if the variables of `cfg` are none that a process can have."""
+    for name, value in cfg.env.items():
+        if not name or "\0" in name + value:
+            raise SettingError("A variable of raw_env has no name before its equals sign, or holds a null character.")
+
+
+def _require_files(cfg: Config) -> None:
+    """Raise SettingError if Gunicorn could not use a file that `cfg` names, for which it would end."""
+    if cfg.pidfile:
+        _require_pidfile(cfg.pidfile)
+    for name, path in (("certfile", cfg.certfile), ("keyfile", cfg.keyfile)):
+        if path and not os.access(path, os.R_OK):
+            raise SettingError(f"The {name} {path} cannot be read; name another one.")
+    folder = cfg.worker_tmp_dir
+    if folder and not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
+        raise SettingError(f"The folder {folder} of worker_tmp_dir is not there or cannot be written; name another one.")
 
 
 def _require_pidfile(path: str) -> None:

@@ -84,6 +84,11 @@ def test_a_reload_takes_nothing_that_a_start_would_refuse(tmp_path: Path) -> Non
             "cannot be read: Is a directory": {"bind": [here], "pidfile": str(tmp_path)},
             "/huge holds a number that no process has": {"bind": [here], "pidfile": f"{tmp_path}/huge"},
             "A variable of raw_env has no name": {"bind": [here], "raw_env": ["=x"]},
+            "or holds a null character": {"bind": [here], "raw_env": ["A=b\0c"]},
+            "There is no address to listen on": {"bind": []},
+            "A socket's path may have 107 bytes": {"bind": [f"unix:{tmp_path}/{'a' * 107}"]},
+            "/no of worker_tmp_dir is not there": {"bind": [here], "worker_tmp_dir": f"{tmp_path}/no"},
+            "The certfile /no.pem cannot be read": {"bind": [here], "worker_class": "gthread", "certfile": "/no.pem"},
             "/other is another server's": {"bind": [here], "pidfile": f"{tmp_path}/other"},
             "SERVEKIT_INFERENCE_KEY must have at least": {"bind": [here], "raw_env": ["SERVEKIT_INFERENCE_KEY=short"]},
         }
@@ -159,3 +164,33 @@ def test_a_reload_that_is_refused_changes_nothing_and_the_next_one_is_taken(tmp_
             assert wait_for(lambda: "A new worker is ready: linear/2" in server.text(), server.process), server.text()
             assert wait_for(lambda: len(server.workers()) == 1)
             assert server.post_form("/predict", "value=5")[2] == {"input": 5.0, "prediction": 1.0}
+
+
+@pytest.mark.slow
+@pytest.mark.starts
+def test_a_key_that_moves_within_the_configuration_is_asked_for_still(tmp_path: Path) -> None:
+    write_regressor(tmp_path / "store", networks.Double())
+    conf, same = tmp_path / "conf.py", (ROOT / "gunicorn.conf.py").read_text() + "bind = ['127.0.0.1:0']\nimport os\n"
+    conf.write_text(f"{same}raw_env = ['SERVEKIT_INFERENCE_KEY=a-key-for-the-tests']\n")
+    with serving(tmp_path, conf) as server:
+        before = server.workers()
+        assert server.post_form("/predict", "value=5")[0] == 401
+        conf.write_text(f"{same}os.environ['SERVEKIT_INFERENCE_KEY'] = 'a-key-for-the-tests'\n")
+        server.process.send_signal(signal.SIGHUP)
+        assert wait_for(lambda: server.workers() and not set(before) & set(server.workers()), server.process), server.text()
+        assert [server.post_form("/predict", "value=5")[0] for _ in range(4)] == [401] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.starts
+def test_a_reload_in_which_a_hook_fails_is_taken_all_the_same(tmp_path: Path) -> None:
+    write_regressor(tmp_path / "store", networks.Double())
+    conf, same = tmp_path / "conf.py", (ROOT / "gunicorn.conf.py").read_text() + "bind = ['127.0.0.1:0']\n"
+    conf.write_text(same)
+    with serving(tmp_path, conf) as server:
+        before = server.workers()
+        conf.write_text(f"{same}def on_reload(server):\n    raise KeyError\n")
+        server.process.send_signal(signal.SIGHUP)
+        assert wait_for(lambda: server.workers() and not set(before) & set(server.workers()), server.process), server.text()
+        assert "The reload goes on, but met an error" in server.text()
+        assert server.post_form("/predict", "value=5")[0] == 200

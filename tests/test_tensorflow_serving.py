@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import resource
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,16 @@ def test_paths_are_read_in_any_case_and_with_a_slash_at_the_end(client: FlaskCli
         assert client.get(path).status_code == 200
     for path in ("//v1/models", "/v1//models", "/v1/models//half_plus_three", "/v1/models/a%2Fb", "/v1/models/a%2Fb:predict"):
         assert client.get(path).status_code in (400, 404)
+
+
+def test_a_context_of_many_features_is_refused_once_and_not_for_each_example(client: FlaskClient) -> None:
+    context = {f"no{number}": 1 for number in range(2000)}
+    started = resource.getrusage(resource.RUSAGE_SELF)
+    status, answer = ask(client, "/v1/models/half_plus_three:regress", {"context": context, "examples": [{}] * 3000})
+    assert (status, "no input called no0, no1, no10" in answer["error"]) == (400, True), answer
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    assert used.ru_maxrss - started.ru_maxrss < 100_000  # kilobytes: merged with each, they take 700 000
+    assert used.ru_utime - started.ru_utime < 0.5
 
 
 def test_compressed_requests_are_read_within_the_limit(client: FlaskClient) -> None:

@@ -129,7 +129,7 @@ def _split(frame: Any) -> tuple[list[str], list[list[Any]]]:
     if not isinstance(rows, list) or not rows or not all(isinstance(row, list) for row in rows):
         raise InvalidInput('dataframe_split must be an object such as {"columns": ["a"], "data": [[1.0]]}.')
     names = frame.get("columns") or [str(number) for number in range(len(rows[0]))]
-    if not isinstance(names, list) or len(set(map(str, names))) != len(names):
+    if not isinstance(names, list) or len({str(name) for name in names}) != len(names):
         raise InvalidInput("The columns of dataframe_split must be a list of different names.")
     if any(len(row) != len(names) for row in rows):
         raise InvalidInput("Every row of dataframe_split must have as many values as there are columns.")
