@@ -116,7 +116,8 @@ def test_what_ends_the_trial_of_the_models_is_said_whatever_its_last_line_holds(
 @contextlib.contextmanager
 def serving(folder: Path, conf: Path) -> Iterator[Server]:
     """Run two workers over the store in `folder`, as `conf` says and no option."""
-    variables = {"SERVEKIT_MODEL_STORE": str(folder / "store"), "WEB_CONCURRENCY": "2"}
+    # Without bytecode: Python takes a file of the same second and length for the one that it has compiled.
+    variables = {"SERVEKIT_MODEL_STORE": str(folder / "store"), "WEB_CONCURRENCY": "2", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "gunicorn", "--config", str(conf)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment(**variables), stdout=log, stderr=log)
