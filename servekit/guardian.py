@@ -106,19 +106,23 @@ class Guardian:
             os._exit(0)
 
     def _watch(self, watched: int, seconds: float) -> bool:
-        """Return once the worker has ended: True if it had to be ended here."""
+        """Return once the worker has ended: True if it had to be ended here.
+
+        To be asked where it is can make it come back, for a signal ends many a system call: then it goes on.
+        """
         poll = select.poll()
         poll.register(watched, select.POLLIN)
         is_stuck = False
         while not poll.poll(min(seconds / CHECKS, LONGEST_SLEEP_SECONDS) * 1000):
             began = self._turn[0]
             if not is_stuck and began and time.monotonic() - began > seconds:
-                is_stuck = True
-                say_why("stuck")
                 with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
                     signal.pidfd_send_signal(watched, SAY_WHERE)
                     poll.poll(LAST_WORDS_SECONDS * 1000)
-                    signal.pidfd_send_signal(watched, signal.SIGKILL)
+                    if self._turn[0] == began:
+                        is_stuck = True
+                        say_why("stuck")
+                        signal.pidfd_send_signal(watched, signal.SIGKILL)
         return is_stuck
 
     def _answer_all(self, names: Sequence[Any], is_stuck: bool) -> int:

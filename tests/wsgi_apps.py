@@ -195,7 +195,9 @@ def hang(environ: Environ, start_response: StartResponse) -> list[bytes]:
 def die(environ: Environ, start_response: StartResponse) -> list[bytes]:
     """End the process as ?crash, ?kill or ?gil says: the last by never letting go of the interpreter."""
     while environ["QUERY_STRING"] == "gil":
-        ctypes.PyDLL(None).sleep(60)
+        library, lock = ctypes.PyDLL(None), ctypes.create_string_buffer(64)
+        library.pthread_mutex_lock(lock)
+        library.pthread_mutex_lock(lock)  # which it has itself; no signal ends that
     if environ["QUERY_STRING"] == "crash":
         ctypes.string_at(0)
     os.kill(os.getpid(), signal.SIGKILL)

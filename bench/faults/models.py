@@ -41,8 +41,10 @@ class HoldGil(_Triggered):
     """Does not come back, and no other thread of the process runs meanwhile."""
 
     def misbehave(self) -> None:
-        """Sleep in C, without letting go of the interpreter."""
-        ctypes.PyDLL(None).sleep(int(SECONDS))
+        """Wait in C for a lock that it has itself, without letting go of the interpreter; no signal ends that."""
+        library, lock = ctypes.PyDLL(None), ctypes.create_string_buffer(64)
+        library.pthread_mutex_lock(lock)
+        library.pthread_mutex_lock(lock)
 
 
 class Exhaust(_Triggered):
